@@ -1,0 +1,1 @@
+"""What Onsight talks about: messages in, events out. Standard library only."""

@@ -1,0 +1,68 @@
+"""What an engine is: messages in, events out. It never sees HTTP, URLs or files of a client."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from onsight.core.generation import Event, GenerateRequest
+
+EngineState = Literal["loading", "ready", "draining", "dead"]
+
+Progress = Callable[[int, int], None]
+"""Called with (done, total) while weights load."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """What `/health`, `/ready` and `/metrics` may say about an engine; reading it never waits for the engine.
+
+    `kv_used_tokens` of `kv_total_tokens` places in the key-value cache hold live sequences. The `*_total` counters only grow.
+    """
+
+    state: EngineState
+    device: str
+    running: int = 0
+    waiting: int = 0
+    kv_used_tokens: int = 0
+    kv_total_tokens: int = 0
+    image_cache_bytes: int = 0
+    image_cache_hits_total: int = 0
+    image_cache_misses_total: int = 0
+    prefix_cached_tokens_total: int = 0
+    prompt_tokens_total: int = 0
+    steps_total: int = 0
+    detail: str = ""
+
+
+class Engine(Protocol):
+    """Anything that can be started, asked how it is, and closed."""
+
+    async def start(self) -> None:
+        """Load what is needed. Raises StartError with one clear sentence when that cannot be done."""
+        ...
+
+    async def close(self) -> None:
+        """Stop at once; requests still running get `Unavailable`. May be called twice."""
+        ...
+
+    def status(self) -> EngineStatus: ...
+
+
+class ChatEngine(Engine, Protocol):
+    """An engine that answers in text."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Most tokens that prompt and answer may have together."""
+        ...
+
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """Answer one request. Closing the generator cancels the request and frees its slot.
+
+        Raises RequestError before the first event when the request cannot be answered, EngineFailed when the engine breaks.
+        """
+        ...
+
+

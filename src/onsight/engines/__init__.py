@@ -1,0 +1,1 @@
+"""How answers are made; sibling engines never import each other."""

@@ -1,0 +1,1 @@
+"""Bytes of a client become checked pixels here and nowhere else."""

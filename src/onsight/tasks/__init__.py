@@ -1,0 +1,1 @@
+"""Every verb, one file each; the only caller of engines."""
