@@ -1,0 +1,179 @@
+"""Chat: the verb that every other text-producing task rests on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from onsight.core.errors import InvalidRequest, RequestError, Unsupported
+from onsight.core.generation import Event, Finished, FinishReason, GenerateRequest, Sampling, TextDelta, TokenLogprob, Usage
+from onsight.core.messages import Draft, Image, ImageRef, Message
+from onsight.media.door import MediaDoor
+from onsight.tasks.admission import Admission
+from onsight.tasks.record import Bookkeeper, Record
+from onsight.tasks.roster import Loaded, Roster
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCall:
+    """What a route, the page or the command line asks for; `n` answers to the same messages."""
+
+    drafts: tuple[Draft, ...]
+    model: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    schema: str | None = None
+    n: int = 1
+    request_id: str = ""
+    task: str = "chat"
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceEvent:
+    """An engine's event and which of the `n` answers (0-based) it belongs to."""
+
+    index: int
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer, collected from its events."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...]
+    reason: FinishReason
+    usage: Usage
+
+
+class Chat:
+    """Takes a place in the queue, opens the pictures, generates."""
+
+    def __init__(self, roster: Roster, door: MediaDoor, admission: Admission, bookkeepers: Sequence[Bookkeeper] = ()) -> None:
+        self._roster = roster
+        self._door = door
+        self._admission = admission
+        self._bookkeepers = tuple(bookkeepers)
+
+    async def stream(self, call: ChatCall) -> AsyncGenerator[ChoiceEvent, None]:
+        """Answer `call` as events; each choice ends with exactly one Finished. Closing it cancels every choice.
+
+        Raises RequestError, before the first event whenever the request itself is at fault.
+        """
+        loaded = self._roster.find(call.model)
+        _check(call, loaded)
+        record = Record(call.request_id, call.task, loaded.name)
+        try:
+            with self._admission.place(call.n):
+                request = GenerateRequest(await self._open(call.drafts, record), call.sampling, call.schema)
+                async with aclosing(_choices(loaded, request, call.n)) as events:
+                    async for choice in events:
+                        record.token()
+                        if isinstance(choice.event, Finished):
+                            record.finished(choice.event)
+                        yield choice
+        except RequestError as error:
+            record.reason = error.code
+            raise
+        finally:
+            record.ended_s = time.monotonic()
+            for bookkeeper in self._bookkeepers:
+                bookkeeper(record)
+
+    async def _open(self, drafts: tuple[Draft, ...], record: Record) -> tuple[Message, ...]:
+        refs = [part for draft in drafts for part in draft.parts if isinstance(part, ImageRef)]
+        images = iter(await self._door.open(refs) if refs else ())
+        record.images = len(refs)
+        record.media_opened()
+        return tuple(_message(draft, images) for draft in drafts)
+
+
+def _message(draft: Draft, images: Iterator[Image]) -> Message:
+    """`draft` with each picture reference replaced by the next opened picture."""
+    return Message(draft.role, tuple(next(images) if isinstance(part, ImageRef) else part for part in draft.parts))
+
+
+async def collect(events: AsyncGenerator[ChoiceEvent, None], n: int = 1) -> list[Answer]:
+    """Fold a stream into its `n` answers, in order of index: a plain answer is the stream, collected."""
+    texts: list[list[str]] = [[] for _ in range(n)]
+    logprobs: list[list[TokenLogprob]] = [[] for _ in range(n)]
+    ends: dict[int, Finished] = {}
+    async with aclosing(events):
+        async for choice in events:
+            match choice.event:
+                case TextDelta(text, tokens):
+                    texts[choice.index].append(text)
+                    logprobs[choice.index].extend(tokens)
+                case Finished() as end:
+                    ends[choice.index] = end
+    return [Answer("".join(texts[i]), tuple(logprobs[i]), ends[i].reason, ends[i].usage) for i in range(n)]
+
+
+async def _choices(loaded: Loaded, request: GenerateRequest, n: int) -> AsyncGenerator[ChoiceEvent, None]:
+    """The `n` answers' events as they come; the first choice goes ahead, so that the others find its prompt cached."""
+    async with aclosing(loaded.engine.generate(request)) as first:
+        if n == 1:
+            async for event in first:
+                yield ChoiceEvent(0, event)
+            return
+        yield ChoiceEvent(0, await anext(first))
+        async with aclosing(_merge([first, *(loaded.engine.generate(_nth(request, i)) for i in range(1, n))])) as merged:
+            async for choice in merged:
+                yield choice
+
+
+def _nth(request: GenerateRequest, index: int) -> GenerateRequest:
+    """The request of choice `index`: a given seed moves on by one a choice, so that the answers differ and repeat."""
+    seed = request.sampling.seed
+    if seed is None:
+        return request
+    return replace(request, sampling=replace(request.sampling, seed=seed + index))
+
+
+async def _merge(streams: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[ChoiceEvent, None]:
+    """Several streams as one, events in order of arrival; the first error ends them all."""
+    arrived: asyncio.Queue[ChoiceEvent | None] = asyncio.Queue()
+
+    async def pump(index: int, stream: AsyncGenerator[Event, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for event in stream:
+                    arrived.put_nowait(ChoiceEvent(index, event))
+        finally:
+            arrived.put_nowait(None)
+
+    pumps = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
+    try:
+        running = len(pumps)
+        while running:
+            choice = await arrived.get()
+            if choice is not None:
+                yield choice
+                continue
+            running -= 1
+            for task in pumps:
+                if task.done():
+                    task.result()
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+def _check(call: ChatCall, loaded: Loaded) -> None:
+    """What no model can answer, whatever its family."""
+    if "chat" not in loaded.card.capabilities:
+        raise Unsupported(f"model {loaded.name!r} does not chat; it offers {', '.join(loaded.card.capabilities)}", param="model")
+    if not call.drafts:
+        raise InvalidRequest("messages is empty; send at least one user message", param="messages")
+    for index, draft in enumerate(call.drafts):
+        if draft.role == "system" and any(isinstance(part, ImageRef) for part in draft.parts):
+            raise InvalidRequest(
+                "a system message cannot hold a picture; put it into a user message", param=f"messages.{index}.content"
+            )
+    if call.drafts[-1].role != "user":
+        raise InvalidRequest(
+            f"the last message is from {call.drafts[-1].role!r}; it must be from 'user'", param=f"messages.{len(call.drafts) - 1}"
+        )

@@ -1,0 +1,59 @@
+"""What one request cost, told once to everyone who keeps books (the log, the metrics)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from onsight.core.generation import Finished
+
+
+@dataclass(slots=True)
+class Record:
+    """The life of one request; times are monotonic seconds. `reason` is stop, length, cancelled, or an error's code."""
+
+    request_id: str
+    task: str
+    model: str
+    images: int = 0
+    began_s: float = field(default_factory=time.monotonic)
+    opened_s: float | None = None
+    first_token_s: float | None = None
+    ended_s: float | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    image_tokens: int = 0
+    completion_tokens: int = 0
+    reason: str = "cancelled"
+
+    def media_opened(self) -> None:
+        self.opened_s = time.monotonic()
+
+    def token(self) -> None:
+        """The first call marks the first token; later ones cost a comparison."""
+        if self.first_token_s is None:
+            self.first_token_s = time.monotonic()
+
+    def finished(self, event: Finished) -> None:
+        """Add one choice's usage; the choices of a request share their prompt."""
+        self.prompt_tokens = event.usage.prompt_tokens
+        self.image_tokens = event.usage.image_tokens
+        self.cached_tokens = max(self.cached_tokens, event.usage.cached_tokens)
+        self.completion_tokens += event.usage.completion_tokens
+        self.reason = event.reason
+
+    @property
+    def first_token_ms(self) -> float | None:
+        return None if self.first_token_s is None else (self.first_token_s - self.began_s) * 1000
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens a second after the first one; None when fewer than two came."""
+        if self.first_token_s is None or self.ended_s is None or self.completion_tokens < 2:
+            return None
+        return (self.completion_tokens - 1) / max(self.ended_s - self.first_token_s, 1e-6)
+
+
+Bookkeeper = Callable[[Record], None]
+"""Called once with each ended Record, on the event loop; must not block."""
