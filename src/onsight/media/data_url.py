@@ -1,0 +1,72 @@
+"""data: URLs: the only way that a picture comes inside a text."""
+
+from __future__ import annotations
+
+import binascii
+
+from onsight.core.errors import InvalidMedia, TooLarge
+
+_FORM = "data:image/png;base64,<base64>"
+_MAX_MEDIA_TYPE_CHARS = 256
+
+# Characters decoded at a time: between two chunks other threads may run, so one long text never holds up the event
+# loop.
+_CHUNK_CHARS = 1 << 18
+
+
+def check_data_url(url: str, max_bytes: int) -> None:
+    """Refuse, without decoding, a data: URL of another form, or one that must hold more than `max_bytes`.
+
+    The length counts white space too, so a tenth of slack is left; `decode_data_url` is exact.
+    """
+    _payload_start(url)
+    if len(url) > max_bytes * 4 // 3 * 1.1 + _MAX_MEDIA_TYPE_CHARS + 64:
+        raise _too_large(max_bytes)
+
+
+def decode_data_url(url: str, max_bytes: int) -> bytes:
+    """The bytes in a base64 data: URL; white space between the characters is skipped. Not for the event loop.
+
+    Raises InvalidMedia when the base64 is broken and TooLarge past `max_bytes`.
+    """
+    decoded = bytearray()
+    rest = ""
+    padded = False
+    for start in range(_payload_start(url), len(url), _CHUNK_CHARS):
+        chunk = rest + "".join(url[start : start + _CHUNK_CHARS].split())
+        whole = len(chunk) // 4 * 4
+        chunk, rest = chunk[:whole], chunk[whole:]
+        if chunk and padded:
+            raise _broken("there is text after the padding")
+        try:
+            decoded += binascii.a2b_base64(chunk, strict_mode=True)
+        except ValueError:
+            raise _broken("it has a character or padding that base64 does not allow") from None
+        padded = padded or chunk.endswith("=")
+        if len(decoded) > max_bytes:
+            raise _too_large(max_bytes)
+    if rest:
+        raise _broken("its length is not a multiple of 4; was it cut, or its padding left out?")
+    if not decoded:
+        raise _broken("it is empty")
+    return bytes(decoded)
+
+
+def _payload_start(url: str) -> int:
+    comma = url.find(",", 0, _MAX_MEDIA_TYPE_CHARS)
+    if comma < 0:
+        raise InvalidMedia(f"the data: URL has no comma after its media type; write {_FORM}")
+    media_type, *attributes = (part.strip().lower() for part in url[len("data:") : comma].split(";"))
+    if "base64" not in attributes:
+        raise InvalidMedia(f"only base64 data: URLs are read; write {_FORM}")
+    if media_type and not media_type.startswith(("image/", "application/octet-stream")):
+        raise InvalidMedia(f"the data: URL does not say that it holds an image; write {_FORM}")
+    return comma + 1
+
+
+def _broken(why: str) -> InvalidMedia:
+    return InvalidMedia(f"the base64 of the data: URL is broken: {why}")
+
+
+def _too_large(max_bytes: int) -> TooLarge:
+    return TooLarge(f"the image has more than {max_bytes} bytes (media.max_bytes); send a smaller one")

@@ -1,0 +1,224 @@
+"""The one place that fetches: downloads a picture that a client named by URL, from public addresses only.
+
+A name is resolved once and every answer is checked; the checked address itself is dialled, so that a second look-up
+cannot lead inside, while the Host header and TLS keep the name. Each redirect passes the same checks. Nothing is
+taken from the environment (proxies), nothing is kept between requests (cookies, connections), nothing is sent but a
+bare GET.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import httpcore
+import httpx
+
+from onsight.core.errors import InvalidMedia, TimedOut, TooLarge, Unsupported
+from onsight.media.addresses import is_address, is_public
+from onsight.media.limits import MediaLimits
+
+Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
+"""(host name, port) -> the texts of all its addresses. Raises OSError when there are none."""
+
+_MAX_URL_CHARS = 8192
+_MAX_DIALS = 4
+_DIAL_TIMEOUT_S = 5.0
+_REDIRECTS = frozenset((301, 302, 303, 307, 308))
+_PORTS = {"http": 80, "https": 443}
+_BROKEN = (
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.TimeoutException,
+    httpcore.UnsupportedProtocol,
+    OSError,
+)
+
+
+def system_resolver(lookups: Executor) -> Resolver:
+    """The operating system's name look-up, run in `lookups`: it blocks, and a slow one must not hold other pools."""
+
+    async def resolve(host: str, port: int) -> Sequence[str]:
+        loop = asyncio.get_running_loop()
+        answers = await loop.run_in_executor(lookups, socket.getaddrinfo, host, port, 0, socket.SOCK_STREAM)
+        return [str(answer[4][0]) for answer in answers]
+
+    return resolve
+
+
+class CheckedDialer(httpcore.AsyncNetworkBackend):
+    """Resolves a name once, refuses it if any of its addresses is not public, and dials the very address it checked.
+
+    With `trusted` (a host on the operator's allow-list) the addresses may be internal.
+    """
+
+    def __init__(self, resolver: Resolver, network: httpcore.AsyncNetworkBackend, trusted: bool) -> None:
+        self._resolver = resolver
+        self._network = network
+        self._trusted = trusted
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        addresses = await self._addresses(host, port)
+        for address in addresses[:-1]:
+            try:
+                return await self._network.connect_tcp(address, port, timeout=_DIAL_TIMEOUT_S)
+            except (httpcore.NetworkError, httpcore.TimeoutException):
+                continue
+        return await self._network.connect_tcp(addresses[-1], port, timeout=_DIAL_TIMEOUT_S)
+
+    async def _addresses(self, host: str, port: int) -> Sequence[str]:
+        try:
+            addresses = [host] if is_address(host) else await self._resolver(host, port)
+        except (OSError, UnicodeError):
+            addresses = []
+        if not addresses:
+            raise InvalidMedia(f"cannot fetch the image: the host {host} was not found")
+        if not self._trusted and not all(is_public(address) for address in addresses):
+            raise InvalidMedia(f"cannot fetch the image: {host} is not a public host; send the image as a data: URL")
+        return addresses[:_MAX_DIALS]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """One answer: a body, or where to look instead."""
+
+    body: bytes
+    location: str | None = None
+
+
+class Fetcher:
+    """Downloads pictures within the limits. For many tasks at once; it holds no connection between fetches."""
+
+    def __init__(
+        self,
+        limits: MediaLimits,
+        resolver: Resolver,
+        network: httpcore.AsyncNetworkBackend | None = None,
+        certificates: ssl.SSLContext | None = None,
+    ) -> None:
+        self._limits = limits
+        self._resolver = resolver
+        self._network = network or httpcore.AnyIOBackend()
+        self._certificates = certificates or httpx.create_ssl_context(trust_env=False)
+        self._allowed_hosts = frozenset(_plain(host) for host in limits.allowed_hosts)
+
+    def check(self, url: str) -> httpx.URL:
+        """Parse a URL; without any network, refuse one that may not be fetched (Unsupported or InvalidMedia)."""
+        limits = self._limits
+        if limits.remote == "off":
+            raise Unsupported(
+                "fetching remote images is off on this server (media.remote); send the image as a data: URL"
+            )
+        if len(url) > _MAX_URL_CHARS:
+            raise InvalidMedia(f"the image URL has {len(url)} characters; the limit is {_MAX_URL_CHARS}")
+        try:
+            target = httpx.URL(url)
+        except httpx.InvalidURL:
+            raise InvalidMedia("the image URL is malformed; write https://host/path") from None
+        if target.scheme not in _PORTS or not target.raw_host:
+            raise InvalidMedia("the image URL must be http:// or https:// with a host")
+        if target.userinfo or "@" in url.partition("//")[2].partition("/")[0]:
+            raise InvalidMedia("the image URL has a user name or password in it; leave them out")
+        host = target.raw_host.decode("ascii")
+        port = target.port or _PORTS[target.scheme]
+        if port not in limits.allowed_ports:
+            raise InvalidMedia(f"port {port} of {host} is not allowed (media.allowed_ports)")
+        if limits.remote == "allow-list" and _plain(host) not in self._allowed_hosts:
+            raise InvalidMedia(f"{host} is not on this server's list of image hosts (media.allowed_hosts)")
+        return target
+
+    async def fetch(self, url: str, deadline: float) -> bytes:
+        """The body behind a URL, until `deadline` (event loop time). Raises InvalidMedia, TooLarge or TimedOut."""
+        target = self.check(url)
+        try:
+            async with asyncio.timeout_at(deadline):
+                for _ in range(self._limits.max_redirects + 1):
+                    reply = await self._get(target)
+                    if reply.location is None:
+                        return reply.body
+                    target = self._next(target, reply.location)
+        except TimeoutError:
+            limit = f"{self._limits.fetch_timeout_s:g} s (media.fetch_timeout_s)"
+            raise TimedOut(f"cannot fetch the image: {_host(target)} did not send it within {limit}") from None
+        raise InvalidMedia(
+            f"cannot fetch the image: more than {self._limits.max_redirects} redirects (media.max_redirects)"
+        )
+
+    def _next(self, target: httpx.URL, location: str) -> httpx.URL:
+        try:
+            following = self.check(str(target.join(location)))
+        except httpx.InvalidURL:
+            raise InvalidMedia(f"cannot fetch the image: {_host(target)} redirects to a malformed URL") from None
+        if target.scheme == "https" and following.scheme == "http":
+            raise InvalidMedia(f"cannot fetch the image: {_host(target)} redirects from https to http")
+        return following
+
+    async def _get(self, target: httpx.URL) -> _Reply:
+        trusted = self._limits.remote == "allow-list"
+        connection = httpcore.AsyncHTTPConnection(
+            origin=httpcore.Origin(target.raw_scheme, target.raw_host, target.port or _PORTS[target.scheme]),
+            ssl_context=self._certificates,
+            network_backend=CheckedDialer(self._resolver, self._network, trusted),
+        )
+        headers = {
+            b"Host": target.netloc,
+            b"User-Agent": b"onsight",
+            b"Accept": b"image/*",
+            b"Accept-Encoding": b"identity",
+            b"Connection": b"close",
+        }
+        url = httpcore.URL(scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path)
+        try:
+            async with connection, connection.stream("GET", url, headers=list(headers.items())) as response:
+                return await self._read(target, response)
+        except _BROKEN as error:
+            why = (
+                "its certificate was not accepted"
+                if isinstance(error.__cause__, ssl.SSLCertVerificationError)
+                else "the connection failed"
+            )
+            raise InvalidMedia(f"cannot fetch the image from {_host(target)}: {why}") from None
+
+    async def _read(self, target: httpx.URL, response: httpcore.Response) -> _Reply:
+        headers = {name.lower(): value.decode("latin-1").strip() for name, value in response.headers}
+        if response.status in _REDIRECTS and b"location" in headers:
+            return _Reply(b"", headers[b"location"])
+        if response.status != 200:
+            raise InvalidMedia(f"cannot fetch the image: {_host(target)} answered {response.status}")
+        if headers.get(b"content-encoding", "identity").lower() != "identity":
+            raise InvalidMedia(
+                f"cannot fetch the image: {_host(target)} sent it compressed a second time (Content-Encoding)"
+            )
+        if headers.get(b"content-type", "").lower().startswith(("text/html", "application/xhtml")):
+            raise InvalidMedia(f"{_host(target)} sent a web page, not an image; use the address of the image itself")
+        max_bytes = self._limits.max_bytes
+        too_large = TooLarge(f"the image at {_host(target)} has more than {max_bytes} bytes (media.max_bytes)")
+        length = headers.get(b"content-length", "")
+        if length.isdecimal() and int(length) > max_bytes:
+            raise too_large
+        body = bytearray()
+        async for chunk in response.aiter_stream():
+            body += chunk
+            if len(body) > max_bytes:
+                raise too_large
+        return _Reply(bytes(body))
+
+
+def _host(url: httpx.URL) -> str:
+    return url.raw_host.decode("ascii")
+
+
+def _plain(host: str) -> str:
+    """A host name as it is compared: lower case, without the root's dot or an IPv6 address's brackets."""
+    return host.lower().rstrip(".").removeprefix("[").removesuffix("]")
