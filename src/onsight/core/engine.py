@@ -18,7 +18,8 @@ Progress = Callable[[int, int], None]
 class EngineStatus:
     """What `/health`, `/ready` and `/metrics` may say about an engine; reading it never waits for the engine.
 
-    `kv_used_tokens` of `kv_total_tokens` places in the key-value cache hold live sequences. The `*_total` counters only grow.
+    `kv_used_tokens` of `kv_total_tokens` places in the key-value cache hold live sequences. The `*_total` counters
+    only grow.
     """
 
     state: EngineState
@@ -61,8 +62,7 @@ class ChatEngine(Engine, Protocol):
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Answer one request. Closing the generator cancels the request and frees its slot.
 
-        Raises RequestError before the first event when the request cannot be answered, EngineFailed when the engine breaks.
+        Raises RequestError before the first event when the request cannot be answered, EngineFailed when the
+        engine breaks.
         """
         ...
-
-

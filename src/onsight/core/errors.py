@@ -29,7 +29,8 @@ class StartError(OnsightError):
 class RequestError(OnsightError):
     """One request cannot be answered.
 
-    `param` names the request field at fault (`messages.0.content.1.image_url`), `code` is a short machine-readable word.
+    `param` names the request field at fault (`messages.0.content.1.image_url`), `code` is a short machine-readable
+    word.
     """
 
     code: str = "error"

@@ -16,7 +16,8 @@ class Sampling:
 
     `max_tokens`: most tokens to answer with; None means as many as the context still holds.
     `temperature`: 0 is greedy. `top_p` in (0, 1], 1 is off. `top_k`: 0 is off. `seed`: None draws one.
-    `presence_penalty`, `frequency_penalty`: OpenAI's, in -2..2, over the tokens generated so far (never over media tokens).
+    `presence_penalty`, `frequency_penalty`: OpenAI's, in -2..2, over the tokens generated so far (never over media
+    tokens).
     `stop`: the answer ends before the first of these texts. `logprobs`: report the chosen token's log-probability,
     with the `top_logprobs` most likely ones (0..20) beside it.
     """
@@ -35,7 +36,8 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """The canonical request: every wire dialect becomes this. `schema` is JSON Schema text that the answer must satisfy."""
+    """The canonical request: every wire dialect becomes this. `schema` is JSON Schema text that the answer must
+    satisfy."""
 
     messages: tuple[Message, ...]
     sampling: Sampling = field(default_factory=Sampling)
@@ -61,7 +63,8 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a request cost, in tokens. `cached_tokens` of `prompt_tokens` were reused; `image_tokens` of them are pictures."""
+    """What a request cost, in tokens. `cached_tokens` of `prompt_tokens` were reused; `image_tokens` of them are
+    pictures."""
 
     prompt_tokens: int
     completion_tokens: int

@@ -1,6 +1,7 @@
 """Points and boxes, and the one place that knows in which space each family speaks of them.
 
-Everything outside a model is in pixels of the upright original image, x to the right, y down, origin at the top left corner.
+Everything outside a model is in pixels of the upright original image, x to the right, y down, origin at the top
+left corner.
 """
 
 from __future__ import annotations

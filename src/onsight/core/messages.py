@@ -1,6 +1,7 @@
 """What is said to a model: messages made of text and pictures.
 
-A `Draft` is what a client wrote (pictures named by URL or sent as bytes); a `Message` is what an engine reads (pictures as checked
+A `Draft` is what a client wrote (pictures named by URL or sent as bytes); a `Message` is what an engine reads
+(pictures as checked
 pixels). Only `onsight.tasks` turns the one into the other, through the media door.
 """
 
@@ -41,7 +42,8 @@ DEFAULT_IMAGE_OPTIONS = ImageOptions()
 class Image:
     """A checked picture, upright and without transparency.
 
-    `pixels`: RGB, 8 bits a channel, row-major, `height * width * 3` bytes. `width`, `height`: px of the upright original.
+    `pixels`: RGB, 8 bits a channel, row-major, `height * width * 3` bytes. `width`, `height`: px of the upright
+    original.
     `digest`: SHA-256 (hex) over size and pixels, the picture's identity in every cache.
     """
 

@@ -39,9 +39,10 @@ class FakeScript:
 
 
 class FakeEngine:
-    """Answers `fake engine: <last text> <pictures>`, then words drawn by the seed until `max_tokens` (32 when unset)."""
+    """Answers `fake engine: <last text> <pictures>`, then words drawn by the seed until `max_tokens` (32 when
+    unset)."""
 
-    def __init__(self, script: FakeScript = FakeScript()) -> None:  # noqa: B008 (frozen)
+    def __init__(self, script: FakeScript = FakeScript()) -> None:
         self._script = script
         self._state: EngineState = "loading"
         self._running = 0

@@ -30,7 +30,8 @@ class PixelBudget:
 class ModelCard:
     """What is known of one model or family.
 
-    `family`: the module of `torch_engine/families` that runs it. `models`: glob patterns of Hub ids that the card is for.
+    `family`: the module of `torch_engine/families` that runs it. `models`: glob patterns of Hub ids that the card
+    is for.
     `architectures`: names in config.json's `architectures` that it covers when no id matches.
     `capabilities`: the tasks it was made for; a missing task is refused as Unsupported.
     `convention`: the space in which its answers give coordinates; None when it was not trained to point.
@@ -56,7 +57,8 @@ class ModelCard:
 
 
 def _read(name: str, text: str) -> ModelCard:
-    """Build a card from TOML text; `name` is the file's stem. An unknown key is an error, so that no typo is ignored."""
+    """Build a card from TOML text; `name` is the file's stem. An unknown key is an error, so that no typo is
+    ignored."""
     table = tomllib.loads(text)
     pixels = {task: PixelBudget(**bounds) for task, bounds in table.pop("pixels", {}).items()}
     convention = table.pop("convention", None)
@@ -100,7 +102,7 @@ def find_card(model: str, folder: Path) -> ModelCard:
             return card
     known = sorted({architecture for card in cards() for architecture in card.architectures})
     raise StartError(
-        f"{model}: its config.json says architectures {architectures}, which no card knows; known are {', '.join(known)}"
+        f"{model}: no card knows the architectures {architectures} of its config.json; known are {', '.join(known)}"
     )
 
 

@@ -33,7 +33,7 @@ class Admission:
         if self.taken + count > self.places:
             self.refused_total += 1
             raise Overloaded(
-                f"all {self.places} places in the queue are taken; try again in a moment (server.max_queue)", retry_after_s=1
+                f"all {self.places} places in the queue are taken; try again in a moment (--max-queue)", retry_after_s=1
             )
         self.taken += count
         self._empty.clear()

@@ -9,7 +9,16 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from onsight.core.errors import InvalidRequest, RequestError, Unsupported
-from onsight.core.generation import Event, Finished, FinishReason, GenerateRequest, Sampling, TextDelta, TokenLogprob, Usage
+from onsight.core.generation import (
+    Event,
+    Finished,
+    FinishReason,
+    GenerateRequest,
+    Sampling,
+    TextDelta,
+    TokenLogprob,
+    Usage,
+)
 from onsight.core.messages import Draft, Image, ImageRef, Message
 from onsight.media.door import MediaDoor
 from onsight.tasks.admission import Admission
@@ -51,7 +60,9 @@ class Answer:
 class Chat:
     """Takes a place in the queue, opens the pictures, generates."""
 
-    def __init__(self, roster: Roster, door: MediaDoor, admission: Admission, bookkeepers: Sequence[Bookkeeper] = ()) -> None:
+    def __init__(
+        self, roster: Roster, door: MediaDoor, admission: Admission, bookkeepers: Sequence[Bookkeeper] = ()
+    ) -> None:
         self._roster = roster
         self._door = door
         self._admission = admission
@@ -119,7 +130,9 @@ async def _choices(loaded: Loaded, request: GenerateRequest, n: int) -> AsyncGen
                 yield ChoiceEvent(0, event)
             return
         yield ChoiceEvent(0, await anext(first))
-        async with aclosing(_merge([first, *(loaded.engine.generate(_nth(request, i)) for i in range(1, n))])) as merged:
+        async with aclosing(
+            _merge([first, *(loaded.engine.generate(_nth(request, i)) for i in range(1, n))])
+        ) as merged:
             async for choice in merged:
                 yield choice
 
@@ -165,7 +178,9 @@ async def _merge(streams: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[C
 def _check(call: ChatCall, loaded: Loaded) -> None:
     """What no model can answer, whatever its family."""
     if "chat" not in loaded.card.capabilities:
-        raise Unsupported(f"model {loaded.name!r} does not chat; it offers {', '.join(loaded.card.capabilities)}", param="model")
+        raise Unsupported(
+            f"model {loaded.name!r} does not chat; it offers {', '.join(loaded.card.capabilities)}", param="model"
+        )
     if not call.drafts:
         raise InvalidRequest("messages is empty; send at least one user message", param="messages")
     for index, draft in enumerate(call.drafts):
@@ -175,5 +190,6 @@ def _check(call: ChatCall, loaded: Loaded) -> None:
             )
     if call.drafts[-1].role != "user":
         raise InvalidRequest(
-            f"the last message is from {call.drafts[-1].role!r}; it must be from 'user'", param=f"messages.{len(call.drafts) - 1}"
+            f"the last message is from {call.drafts[-1].role!r}; it must be from 'user'",
+            param=f"messages.{len(call.drafts) - 1}",
         )

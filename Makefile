@@ -1,0 +1,48 @@
+# `make serve` serves the bundled model, `make test` runs the default test suite; both build .venv by themselves.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# TORCH=cpu takes PyTorch's small CPU build from PyTorch's own index (Linux: the default build carries CUDA).
+TORCH ?=
+TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu,)
+
+.PHONY: help install serve test test-slow check format bench openapi clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/.installed ## build .venv with everything that serving and testing need
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+serve: install ## serve the bundled model on 127.0.0.1:8000 (ONSIGHT_HOST, ONSIGHT_PORT)
+	exec $(BIN)/onsight serve
+
+test: install ## run the default test suite
+	$(BIN)/python -m pytest
+
+test-slow: install ## run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+check: install ## lint, types, import layers, sizes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## put the code into the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install ## measure Onsight beside its peers; tables go to benchmarks/results/
+	$(BIN)/python -m benchmarks.chat
+
+openapi: install ## write openapi.json
+	$(BIN)/onsight openapi
+
+clean: ## remove .venv and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,45 @@
+"""The `onsight` command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from onsight import __version__
+from onsight.cli.chat import chat
+from onsight.cli.openapi import openapi
+from onsight.cli.options import with_settings
+from onsight.cli.serve import serve
+from onsight.core.errors import OnsightError
+
+commands = typer.Typer(
+    name="onsight",
+    help="Show images to open vision-language models on hardware you own.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+commands.command()(with_settings(serve))
+commands.command()(with_settings(chat, only=("model", "device", "dtype", "max_model_len", "threads", "media_remote")))
+commands.command()(openapi)
+
+
+@commands.callback(invoke_without_command=True)
+def root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        typer.echo(f"onsight {__version__}")
+        raise typer.Exit
+
+
+def app() -> None:
+    """Run the command; an error of ours is one sentence on standard error and exit code 2."""
+    try:
+        commands()
+    except OnsightError as error:
+        print(f"onsight: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        # The reader of our output has left (`onsight chat ... | head`); that is no error.
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,82 @@
+"""Command-line flags made out of the settings, so that no option is declared twice."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Literal, cast, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from onsight.config import PREFIX, Settings, load_settings
+
+Command = Callable[..., None]
+
+
+def with_settings(command: Command, only: Sequence[str] = ()) -> Command:
+    """`command(settings, ...)` as a typer command whose flags are the fields of Settings (all, or those in `only`).
+
+    `model` becomes an argument for `serve` (no `only`) and a flag elsewhere. `--config FILE` is added.
+    """
+    own = [
+        parameter
+        for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
+        if name != "settings"
+    ]
+    names = [name for name in Settings.model_fields if not only or name in only]
+    parameters = [
+        _parameter(name, Settings.model_fields[name], as_argument=name == "model" and not only) for name in names
+    ]
+
+    @wraps(command)
+    def run(config: Path | None = None, **given: object) -> None:
+        flags = {name: value for name in names if (value := given.pop(name)) not in (None, [])}
+        command(load_settings(flags, file=config), **given)
+
+    config = inspect.Parameter(
+        "config",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[Path | None, typer.Option(help="Settings file (TOML).")],
+    )
+    everything = sorted([*own, *parameters, config], key=lambda parameter: parameter.kind)
+    signature = inspect.Signature([parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in everything])
+    run.__signature__ = signature  # type: ignore[attr-defined]  # typer reads the command's signature
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in everything}
+    return run
+
+
+def _parameter(name: str, field: FieldInfo, *, as_argument: bool) -> inspect.Parameter:
+    """The typer parameter for one field; its default is None, so that only what was given counts as a flag."""
+    default = field.default
+    many = isinstance(default, tuple)
+    shown = ",".join(str(item) for item in default) if many else default
+    help_text = f"{field.description} [default: {'none' if shown in (None, '') else shown}; {PREFIX}{name.upper()}]"
+    flag = "--" + name.replace("_", "-")
+    information: object
+    if as_argument:
+        information = typer.Argument(help=help_text, show_default=False)
+    else:
+        names = (f"{flag}/--{_opposite(name)}",) if isinstance(default, bool) else (flag,)
+        information = typer.Option(*names, help=help_text, show_default=False)
+    kind = list[str] if many else _plain(field.annotation) | None
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, information]
+    )
+
+
+def _opposite(name: str) -> str:
+    return name.removeprefix("no_") if name.startswith("no_") else "no-" + name.replace("_", "-")
+
+
+def _plain(annotation: object) -> type:
+    """The type that the flag's text is read as: a choice is a text here and checked by Settings."""
+    for candidate in (annotation, *get_args(annotation)):
+        if candidate in (int, float, bool, str):
+            return cast(type, candidate)
+        if get_origin(candidate) is Literal:
+            return str
+    return str

@@ -1,0 +1,149 @@
+"""Settings: defaults < file < environment < flags. The only reader of the environment, and the only list of options.
+
+The command line makes its flags out of these fields (`onsight.cli.options`), the environment's names are
+`ONSIGHT_` and the field's
+name in capitals, and a settings file is TOML with the same names, where `[media] max_pixels` is `media_max_pixels`.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from onsight.core.errors import StartError
+
+PREFIX = "ONSIGHT_"
+
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+def _split(value: object) -> object:
+    """One text with commas is a list too, since environments and flags hold texts."""
+    if isinstance(value, str):
+        return tuple(item.strip() for item in value.split(",") if item.strip())
+    return value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split)]
+Ports = Annotated[tuple[int, ...], BeforeValidator(_split)]
+
+
+class Settings(BaseModel):
+    """Every option of the server; each has its unit in its name or in its description."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str = Field("peek", description="Model to serve: 'peek' (bundled), a folder, or a Hub id.")
+    served_model_name: Names = Field(
+        (), description="Names that clients use for the model; the first one is in answers."
+    )
+    engine: Literal["torch", "fake"] = Field(
+        "torch", description="'torch' runs the model; 'fake' has none and is for tests."
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the model runs.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Number type of the weights.")
+    max_model_len: int | None = Field(None, ge=16, description="Most tokens of prompt and answer together.")
+    max_num_seqs: int = Field(8, ge=1, le=1024, description="Most requests that are answered at the same time.")
+    max_queue: int = Field(64, ge=1, description="Most requests that run and wait; one more is answered 429.")
+    kv_cache_tokens: int | None = Field(
+        None, ge=16, description="Tokens in the key-value cache; from free memory if unset."
+    )
+    image_cache_mb: int = Field(256, ge=0, description="Megabytes (2**20 bytes) of picture features kept for reuse.")
+    threads: int | None = Field(None, ge=1, description="CPU threads of the model; PyTorch's own choice if unset.")
+
+    host: str = Field("127.0.0.1", description="Address to listen on; any but loopback needs a key or --no-auth.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_key: str | None = Field(None, min_length=1, description="Key that clients send as 'Authorization: Bearer KEY'.")
+    no_auth: bool = Field(False, description="Listen beyond loopback without a key.")
+    open_docs: bool = Field(False, description="With a key: /docs and /openapi.json need none.")
+    open_metrics: bool = Field(False, description="With a key: /metrics needs none.")
+    max_body_mb: int = Field(64, ge=1, description="Largest request body, in megabytes (2**20 bytes).")
+    body_timeout_s: float = Field(30.0, gt=0, description="Longest time for a client to send its body, in seconds.")
+    drain_timeout_s: float = Field(
+        30.0, ge=0, description="After SIGTERM, how long running answers may go on, in seconds."
+    )
+
+    media_remote: Literal["public", "off", "allow-list"] = Field(
+        "public", description="Which http(s) pictures are fetched: those of public addresses, none, or of listed hosts."
+    )
+    media_allowed_hosts: Names = Field((), description="Hosts that may be fetched from under 'allow-list'.")
+    media_allowed_ports: Ports = Field((80, 443), description="Ports that may be fetched from.")
+    media_max_mb: int = Field(20, ge=1, description="Largest encoded picture, in megabytes (2**20 bytes).")
+    media_max_pixels: int = Field(40_000_000, ge=1, description="Largest picture, in pixels, read from its header.")
+    media_max_request_pixels: int = Field(120_000_000, ge=1, description="Most pixels in the pictures of one request.")
+    media_max_images: int = Field(32, ge=0, description="Most pictures in one request.")
+    media_fetch_timeout_s: float = Field(15.0, gt=0, description="Longest time to fetch one picture, in seconds.")
+    media_workers: int = Field(2, ge=1, description="Threads that decode pictures.")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
+    log_format: Literal["text", "json"] = Field("text", description="Log lines as text or as JSON.")
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Settings:
+        """Without a key the server listens on loopback alone, unless told otherwise in so many words."""
+        if self.api_key is None and not self.no_auth and self.host not in LOOPBACK_HOSTS:
+            raise ValueError(
+                f"host {self.host} can be reached by others and no key is set: set ONSIGHT_API_KEY, or pass --no-auth"
+            )
+        if self.media_remote == "allow-list" and not self.media_allowed_hosts:
+            raise ValueError("media_remote is 'allow-list' but media_allowed_hosts is empty: name the hosts")
+        return self
+
+
+def load_settings(
+    flags: Mapping[str, object], *, file: Path | None = None, environment: Mapping[str, str] | None = None
+) -> Settings:
+    """Merge the four sources. `flags` holds only what was given; `environment` defaults to the process's own.
+
+    Raises StartError that names the option and its value.
+    """
+    environ = os.environ if environment is None else environment
+    merged: dict[str, object] = {}
+    merged.update(_from_file(file) if file is not None else {})
+    merged.update(_from_environment(environ))
+    merged.update(flags)
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        raise StartError(
+            "; ".join(_sentence(item["loc"], item["msg"], item["input"]) for item in error.errors())
+        ) from None
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
+    return {
+        name: environ[PREFIX + name.upper()] for name in Settings.model_fields if environ.get(PREFIX + name.upper())
+    }
+
+
+def _from_file(path: Path) -> dict[str, object]:
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise StartError(f"settings file {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise StartError(f"settings file {path} is not TOML: {error}") from None
+    flat: dict[str, object] = {}
+    for name, value in table.items():
+        if isinstance(value, dict):
+            flat.update({f"{name}_{inner}": inner_value for inner, inner_value in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def _sentence(place: tuple[int | str, ...], message: str, value: object) -> str:
+    """One clear sentence for one wrong option; a key is never shown."""
+    name = ".".join(str(part) for part in place)
+    message = message.removeprefix("Value error, ")
+    if not name:
+        return message
+    if name not in Settings.model_fields:
+        return f"unknown option {name!r} in the settings file"
+    shown = "" if name == "api_key" else f" {value!r}"
+    return f"option {name}{shown}: {message} (--{name.replace('_', '-')}, {PREFIX}{name.upper()})"

@@ -1,0 +1,251 @@
+"""The composition root: settings -> engine -> tasks -> app -> a listening server. The only module that knows both
+sides."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import uvicorn
+from fastapi import FastAPI
+from rich.console import Console
+from rich.progress import Progress as ProgressBar
+
+from onsight.api.app import ApiSettings, Services, create_app
+from onsight.api.metrics import Metrics
+from onsight.api.request_log import log_request
+from onsight.config import Settings
+from onsight.core.engine import ChatEngine, Progress
+from onsight.core.errors import StartError
+from onsight.engines.fake_engine import FakeEngine
+from onsight.media.door import MediaDoor, MediaLimits
+from onsight.models.card import ModelCard, find_card
+from onsight.models.hub import locate_model
+from onsight.tasks.admission import Admission
+from onsight.tasks.chat import Chat
+from onsight.tasks.roster import Loaded, Roster
+
+log = logging.getLogger("onsight")
+
+MEGABYTE = 1 << 20
+
+FAKE_CARD = ModelCard(
+    name="fake",
+    title="The fake engine",
+    family="fake",
+    licence="Apache-2.0",
+    description="No model at all: answers are made up by a rule, for tests.",
+    capabilities=("chat",),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Everything that one process serves: started and closed together."""
+
+    app: FastAPI
+    chat: Chat
+    engines: tuple[ChatEngine, ...]
+    admission: Admission
+    door: MediaDoor
+
+    async def start(self) -> None:
+        """Load every engine. Raises StartError."""
+        for engine in self.engines:
+            await engine.start()
+
+    async def close(self) -> None:
+        for engine in self.engines:
+            await engine.close()
+        self.door.close()
+
+
+def assemble(settings: Settings, progress: Progress | None = None) -> Site:
+    """Put the parts together; nothing is loaded and no port is opened yet. Raises StartError for a model that is
+    not there."""
+    engine, card = _engine(settings, progress)
+    loaded = Loaded(settings.served_model_name or (settings.model,), card, engine, int(time.time()))
+    roster = Roster([loaded])
+    door = MediaDoor(_limits(settings))
+    admission = Admission(settings.max_queue)
+    metrics = Metrics(roster, admission)
+    chat = Chat(roster, door, admission, (metrics.record, log_request))
+    api = ApiSettings(
+        api_key=settings.api_key,
+        max_body_bytes=settings.max_body_mb * MEGABYTE,
+        body_timeout_s=settings.body_timeout_s,
+        open_docs=settings.open_docs,
+        open_metrics=settings.open_metrics,
+    )
+    return Site(create_app(Services(roster, chat, admission, metrics), api), chat, (engine,), admission, door)
+
+
+def _engine(settings: Settings, progress: Progress | None) -> tuple[ChatEngine, ModelCard]:
+    if settings.engine == "fake":
+        return FakeEngine(), FAKE_CARD
+    folder = locate_model(settings.model)
+    card = find_card(settings.model, folder)
+    # Imported here: PyTorch takes a second or two, which no other command should pay.
+    from onsight.engines.torch_engine import TorchEngine, TorchSettings
+
+    torch_settings = TorchSettings(
+        device=settings.device,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        image_cache_bytes=settings.image_cache_mb * MEGABYTE,
+        kv_cache_tokens=settings.kv_cache_tokens,
+        threads=settings.threads,
+    )
+    return TorchEngine(folder, card, torch_settings, progress), card
+
+
+def _limits(settings: Settings) -> MediaLimits:
+    return MediaLimits(
+        remote=settings.media_remote,
+        allowed_hosts=settings.media_allowed_hosts,
+        allowed_ports=settings.media_allowed_ports,
+        max_bytes=settings.media_max_mb * MEGABYTE,
+        max_pixels=settings.media_max_pixels,
+        max_request_pixels=settings.media_max_request_pixels,
+        max_images=settings.media_max_images,
+        fetch_timeout_s=settings.media_fetch_timeout_s,
+        decode_workers=settings.media_workers,
+    )
+
+
+def run(settings: Settings) -> None:
+    """Serve until a signal: the first SIGTERM or SIGINT drains, a second one cuts. Raises StartError."""
+    set_up_logging(settings)
+    with loading_bar() as progress:
+        site = assemble(settings, progress)
+        asyncio.run(_serve(site, settings))
+
+
+async def _serve(site: Site, settings: Settings) -> None:
+    """Listen at once, so that /health and /ready can say "loading", and load beside it."""
+    began_s = time.monotonic()
+    config = uvicorn.Config(
+        site.app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=64 * 1024,
+    )
+    server = DrainingServer(config, site.admission, settings.drain_timeout_s)
+    serving = asyncio.create_task(server.serve())
+    loading = asyncio.create_task(site.start())
+    try:
+        await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            loading.cancel()
+        elif not loading.cancelled() and loading.exception() is None and not serving.done():
+            names = ", ".join(name for name in settings.served_model_name or (settings.model,))
+            log.info(
+                "ready in %.1f s: %s on http://%s:%d", time.monotonic() - began_s, names, settings.host, server.port
+            )
+            await serving
+    finally:
+        server.should_exit = True
+        await asyncio.wait({serving})
+        await site.close()
+    if not loading.cancelled() and loading.done() and (error := loading.exception()) is not None:
+        raise error
+    if serving.exception() is not None or not server.started:
+        raise StartError(f"cannot listen on {settings.host}:{settings.port}; is the port taken? (--port)")
+
+
+class DrainingServer(uvicorn.Server):
+    """Uvicorn that, on the first signal, refuses new requests, lets running ones finish, and exits with code 0."""
+
+    def __init__(self, config: uvicorn.Config, admission: Admission, drain_timeout_s: float) -> None:
+        super().__init__(config)
+        self._admission = admission
+        self._drain_timeout_s = drain_timeout_s
+        self._draining: asyncio.Task[None] | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on, also when 0 was asked for."""
+        for listening in self.servers:
+            for socket in listening.sockets:
+                return int(socket.getsockname()[1])
+        return self.config.port
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """In place of uvicorn's, which raises the signal again at the end and so never exits with 0."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._signalled)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _signalled(self) -> None:
+        if self._draining is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._admission.close()
+        log.info(
+            "stopping: %d running answers may finish (at most %.0f s)", self._admission.taken, self._drain_timeout_s
+        )
+        self._draining = asyncio.get_running_loop().create_task(self._drain())
+
+    async def _drain(self) -> None:
+        if not await self._admission.drained(self._drain_timeout_s):
+            log.warning("%d answers did not finish in time and are cut", self._admission.taken)
+            self.force_exit = True
+        self.should_exit = True
+
+
+@contextmanager
+def loading_bar() -> Iterator[Progress]:
+    """A progress bar on standard error while weights load; nothing where that is no terminal."""
+    console = Console(stderr=True)
+    with ProgressBar(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("loading weights", total=None)
+
+        def progress(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, visible=done < total)
+            if done >= total:
+                bar.stop()
+
+        yield progress
+
+
+class _JsonLines(logging.Formatter):
+    """Log records as one JSON object a line; JSON escapes line breaks, so that no value can forge a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def set_up_logging(settings: Settings) -> None:
+    """Send every log line to standard error in the asked format."""
+    handler = logging.StreamHandler(sys.stderr)
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(_JsonLines() if settings.log_format == "json" else plain)
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    for noisy in ("httpx", "httpcore", "PIL", "uvicorn.error", "filelock", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -1,0 +1,160 @@
+"""What every engine must do, as one suite: subclass `EngineContract` and give an `engine` fixture that is started."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import aclosing
+from dataclasses import replace
+
+import pytest
+
+from onsight.core.engine import ChatEngine
+from onsight.core.errors import ContextTooLong, InvalidRequest, Unavailable
+from onsight.core.generation import Event, Finished, GenerateRequest, Sampling, TextDelta
+from onsight.core.messages import Image, Message, Text
+
+
+def solid(colour: tuple[int, int, int], width: int = 64, height: int = 48) -> Image:
+    """A picture of one colour."""
+    return Image.of(bytes(colour) * (width * height), width, height)
+
+
+def ask(text: str, *images: Image, sampling: Sampling | None = None, schema: str | None = None) -> GenerateRequest:
+    """One user turn, pictures first; 12 greedy tokens unless told otherwise."""
+    chosen = sampling or Sampling(max_tokens=12, temperature=0.0)
+    return GenerateRequest((Message("user", (*images, Text(text))),), chosen, schema)
+
+
+async def events_of(engine: ChatEngine, request: GenerateRequest) -> list[Event]:
+    async with aclosing(engine.generate(request)) as stream:
+        return [event async for event in stream]
+
+
+async def text_of(engine: ChatEngine, request: GenerateRequest) -> str:
+    return "".join(event.text for event in await events_of(engine, request) if isinstance(event, TextDelta))
+
+
+async def idle(engine: ChatEngine) -> None:
+    """Wait until nothing runs or waits in the engine."""
+    async with asyncio.timeout(20):
+        while engine.status().running or engine.status().waiting:
+            await asyncio.sleep(0.005)
+
+
+class EngineContract:
+    """The suite. Subclasses provide the fixture `engine`."""
+
+    async def test_a_request_finishes_exactly_once_and_last(self, engine: ChatEngine) -> None:
+        events = await events_of(engine, ask("What is here?", solid((200, 10, 10))))
+        assert isinstance(events[-1], Finished)
+        assert sum(isinstance(event, Finished) for event in events) == 1
+
+    async def test_usage_counts_what_was_sent_and_said(self, engine: ChatEngine) -> None:
+        request = ask("one two three", solid((1, 2, 3)), sampling=Sampling(max_tokens=5, temperature=0.0))
+        end = (await events_of(engine, request))[-1]
+        assert isinstance(end, Finished)
+        assert end.usage.prompt_tokens > end.usage.image_tokens > 0
+        assert 1 <= end.usage.completion_tokens <= 5
+        assert end.usage.cached_tokens < end.usage.prompt_tokens
+
+    async def test_max_tokens_ends_an_answer_with_length(self, engine: ChatEngine) -> None:
+        end = (await events_of(engine, ask("go on", sampling=Sampling(max_tokens=1, temperature=0.0))))[-1]
+        assert isinstance(end, Finished)
+        assert (end.reason, end.usage.completion_tokens) == ("length", 1)
+
+    async def test_closing_the_generator_frees_its_place(self, engine: ChatEngine) -> None:
+        stream = engine.generate(ask("a long story", sampling=Sampling(max_tokens=200, temperature=0.0)))
+        await anext(stream)
+        await stream.aclose()
+        await idle(engine)
+        assert await text_of(engine, ask("still there?"))
+
+    async def test_cancelling_the_reader_frees_its_place(self, engine: ChatEngine) -> None:
+        reader = asyncio.create_task(events_of(engine, ask("x", sampling=Sampling(max_tokens=300, temperature=1.0))))
+        await asyncio.sleep(0)
+        reader.cancel()
+        await asyncio.gather(reader, return_exceptions=True)
+        await idle(engine)
+
+    async def test_a_stop_text_ends_the_answer_before_itself(self, engine: ChatEngine) -> None:
+        request = ask("say something", sampling=Sampling(max_tokens=24, temperature=0.0))
+        whole = await text_of(engine, request)
+        assert len(whole) >= 6
+        stop = whole[3:5]
+        events = await events_of(engine, replace(request, sampling=replace(request.sampling, stop=(stop,))))
+        text = "".join(event.text for event in events if isinstance(event, TextDelta))
+        assert text == whole[: whole.index(stop)]
+        assert isinstance(events[-1], Finished)
+        assert events[-1].reason == "stop"
+
+    async def test_the_same_seed_gives_the_same_answer(self, engine: ChatEngine) -> None:
+        request = ask("draw lots", sampling=Sampling(max_tokens=12, temperature=1.5, seed=7))
+        other = replace(request, sampling=replace(request.sampling, seed=8))
+        assert await text_of(engine, request) == await text_of(engine, request)
+        assert await text_of(engine, request) != await text_of(engine, other)
+
+    async def test_two_requests_interleave(self, engine: ChatEngine) -> None:
+        first = engine.generate(ask("first", sampling=Sampling(max_tokens=64, temperature=0.0)))
+        async with aclosing(first):
+            assert isinstance(await anext(first), TextDelta)
+            # The second one is answered while the first one is not read to its end.
+            assert await text_of(engine, ask("second", sampling=Sampling(max_tokens=4, temperature=0.0)))
+
+    async def test_requests_side_by_side_get_what_they_get_alone(self, engine: ChatEngine) -> None:
+        requests = [ask(f"question {i} " * (i + 1), solid((40 * i, 250 - 40 * i, 90))) for i in range(5)]
+        alone = [await text_of(engine, request) for request in requests]
+        assert list(await asyncio.gather(*(text_of(engine, request) for request in requests))) == alone
+        assert len(set(alone)) > 1
+
+    async def test_a_prompt_that_is_too_long_is_refused_with_the_numbers(self, engine: ChatEngine) -> None:
+        request = ask("word " * (engine.context_tokens + 1))
+        with pytest.raises(ContextTooLong, match=str(engine.context_tokens)):
+            await events_of(engine, request)
+        assert await text_of(engine, ask("and now?"))
+
+    async def test_logprobs_come_one_a_token_with_the_likeliest_beside_it(self, engine: ChatEngine) -> None:
+        sampling = Sampling(max_tokens=6, temperature=0.0, logprobs=True, top_logprobs=3)
+        events = await events_of(engine, ask("count", sampling=sampling))
+        tokens = [token for event in events if isinstance(event, TextDelta) for token in event.logprobs]
+        end = events[-1]
+        assert isinstance(end, Finished)
+        assert len(tokens) == end.usage.completion_tokens
+        for token in tokens:
+            assert len(token.top) == 3
+            assert token.chosen.logprob <= 0.0
+            assert token.top[0].logprob == max(candidate.logprob for candidate in token.top)
+
+    async def test_a_schema_is_kept(self, engine: ChatEngine) -> None:
+        schema = {
+            "type": "object",
+            "properties": {"kind": {"enum": ["button", "field"]}, "on": {"type": "boolean"}},
+            "required": ["kind", "on"],
+            "additionalProperties": False,
+        }
+        request = ask("which?", sampling=Sampling(max_tokens=64, temperature=1.0, seed=1), schema=json.dumps(schema))
+        answer = json.loads(await text_of(engine, request))
+        assert set(answer) == {"kind", "on"}
+        assert answer["kind"] in ("button", "field")
+
+    async def test_a_schema_that_is_none_is_refused(self, engine: ChatEngine) -> None:
+        with pytest.raises(InvalidRequest) as caught:
+            await events_of(engine, ask("x", schema='"not a schema"'))
+        assert caught.value.param == "response_format"
+
+    async def test_a_closed_engine_says_so(self, engine: ChatEngine) -> None:
+        await engine.close()
+        await engine.close()
+        with pytest.raises(Unavailable):
+            await events_of(engine, ask("anyone?"))
+
+    async def test_closing_the_engine_reaches_every_waiting_caller(self, engine: ChatEngine) -> None:
+        requests = [ask(f"long {i}", sampling=Sampling(max_tokens=500, temperature=1.0, seed=i)) for i in range(12)]
+        readers = [asyncio.create_task(events_of(engine, request)) for request in requests]
+        while not engine.status().running:
+            await asyncio.sleep(0.001)
+        await engine.close()
+        async with asyncio.timeout(20):
+            results = await asyncio.gather(*readers, return_exceptions=True)
+        assert all(isinstance(result, (Unavailable, list)) for result in results)
+        assert any(isinstance(result, Unavailable) for result in results)
