@@ -21,7 +21,9 @@ commands = typer.Typer(
     pretty_exceptions_enable=False,
 )
 commands.command()(with_settings(serve))
-commands.command()(with_settings(chat, only=("model", "device", "dtype", "max_model_len", "threads", "media_remote")))
+commands.command()(
+    with_settings(chat, only=("model", "device", "dtype", "max_model_len", "threads", "media_remote", "api_key"))
+)
 commands.command()(openapi)
 
 

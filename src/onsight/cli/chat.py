@@ -26,7 +26,6 @@ def chat(
         list[str] | None, typer.Option("--attach", "-a", help="Picture to ask about: a file or a URL; repeatable.")
     ] = None,
     url: Annotated[str | None, typer.Option(help="Ask this running server, like http://127.0.0.1:8000.")] = None,
-    key: Annotated[str | None, typer.Option(help="The running server's key.", envvar="ONSIGHT_API_KEY")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 512,
     temperature: Annotated[float, typer.Option(help="0 is the likeliest answer every time.", min=0.0, max=2.0)] = 0.0,
 ) -> None:
@@ -34,7 +33,7 @@ def chat(
     pictures = [_picture(name) for name in attach or []]
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
     pieces = (
-        _ask_server(url, key, pictures, question, sampling)
+        _ask_server(url, settings.api_key, pictures, question, sampling)
         if url
         else _ask_here(settings, pictures, question, sampling)
     )
