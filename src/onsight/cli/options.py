@@ -54,14 +54,17 @@ def _parameter(name: str, field: FieldInfo, *, as_argument: bool) -> inspect.Par
     default = field.default
     many = isinstance(default, tuple)
     shown = ",".join(str(item) for item in default) if many else default
-    help_text = f"{field.description} [default: {'none' if shown in (None, '') else shown}; {PREFIX}{name.upper()}]"
+    facts = f"default: {'none' if shown in (None, '') else shown}; {PREFIX}{name.upper()}"
+    help_text = f"{field.description} ({facts})"
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    metavar = "|".join(choices) or None
     flag = "--" + name.replace("_", "-")
     information: object
     if as_argument:
         information = typer.Argument(help=help_text, show_default=False)
     else:
         names = (f"{flag}/--{_opposite(name)}",) if isinstance(default, bool) else (flag,)
-        information = typer.Option(*names, help=help_text, show_default=False)
+        information = typer.Option(*names, help=help_text, show_default=False, metavar=metavar)
     kind = list[str] if many else _plain(field.annotation) | None
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, information]

@@ -1,0 +1,68 @@
+"""Cards are found by name first, by architecture second, and are refused when they are wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from onsight.core.errors import StartError
+from onsight.models.card import PixelBudget, cards, find_card
+from onsight.models.hub import bundled_models, locate_model
+
+
+def folder_with(tmp_path: Path, architecture: str) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    return tmp_path
+
+
+def test_every_card_in_the_package_can_be_read() -> None:
+    assert {card.name for card in cards()} >= {"peek", "smolvlm2", "holo1_5", "qwen2_5_vl"}
+    for card in cards():
+        assert card.title
+        assert card.licence
+        assert card.description
+
+
+def test_a_name_wins_over_the_architecture(tmp_path: Path) -> None:
+    folder = folder_with(tmp_path, "Qwen2_5_VLForConditionalGeneration")
+    assert find_card("Hcompany/Holo1.5-7B", folder).name == "holo1_5"
+    assert find_card(str(tmp_path), folder).name == "qwen2_5_vl"
+
+
+def test_a_budget_falls_back_on_that_of_chat(tmp_path: Path) -> None:
+    card = find_card("Hcompany/Holo1.5-7B", tmp_path)
+    assert card.budget("locate") == PixelBudget(max_pixels=1_003_520)
+    assert card.budget("ocr") == card.budget("chat") == PixelBudget(max_pixels=8_294_400)
+
+
+def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="LlamaForCausalLM"):
+        find_card("x/y", folder_with(tmp_path, "LlamaForCausalLM"))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\udcff"])
+def test_a_folder_without_a_readable_config_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(StartError):
+        find_card("x/y", tmp_path)
+
+
+def test_models_are_looked_for_in_the_package_then_in_folders(tmp_path: Path) -> None:
+    for name in bundled_models():
+        assert (locate_model(name) / "config.json").is_file()
+    assert locate_model(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "./no/such/folder", "a/b/c", "../x"])
+def test_a_model_that_is_nowhere_is_one_sentence(name: str) -> None:
+    with pytest.raises(StartError, match=r"no model"):
+        locate_model(name)
+
+
+def test_a_file_in_place_of_a_folder_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(StartError, match="is a file"):
+        locate_model(str(file))
