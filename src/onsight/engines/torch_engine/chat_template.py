@@ -1,0 +1,121 @@
+"""A checkpoint's chat template, rendered so that nobody's text can pass for the template's own words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import jinja2
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from onsight.core.errors import InvalidRequest, StartError
+from onsight.core.messages import Image, Message, Text
+from onsight.engines.torch_engine.loading import JsonObject, read_json, read_optional_json
+
+_STAND_IN = "\ue000{index}\ue001"
+_STAND_IN_PATTERN = "\ue000(\\d+)\ue001"
+"""Private-use characters that no template writes; a user's text never passes through the template, so may hold them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateText:
+    """Words of the template itself: special tokens count in them."""
+
+    text: str
+
+
+Piece = TemplateText | Text | Image
+
+
+class ChatTemplate:
+    """Turns messages into pieces in the order in which the model reads them."""
+
+    def __init__(self, folder: Path, image_text: str) -> None:
+        """Compile the template in `folder`, which writes `image_text` for a picture. Raises StartError when there is none."""
+        source = _find(folder)
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise StartError(f"{folder}: the chat template cannot be read: {error}") from None
+        self._tokens = _special_tokens(read_optional_json(folder / "tokenizer_config.json"))
+        self._split = re.compile(f"{_STAND_IN_PATTERN}|({re.escape(image_text)})")
+
+    def render(self, messages: Sequence[Message]) -> list[Piece]:
+        """The whole prompt up to where the answer begins. Raises InvalidRequest when the template refuses the messages."""
+        texts: list[Text] = []
+        turns = [_turn(message, texts) for message in messages]
+        try:
+            prompt = self._template.render(messages=turns, add_generation_prompt=True, **self._tokens)
+        except jinja2.TemplateError as error:
+            raise InvalidRequest(f"the model's chat template refuses these messages: {error}", param="messages") from None
+        images = [image for message in messages for image in message.images]
+        pieces = self._cut(prompt, texts, images)
+        taken = sum(isinstance(piece, Text) for piece in pieces), sum(isinstance(piece, Image) for piece in pieces)
+        if taken != (len(texts), len(images)):
+            raise InvalidRequest("the model's chat template has no place for one of these messages", param="messages")
+        return pieces
+
+    def _cut(self, prompt: str, texts: list[Text], images: list[Image]) -> list[Piece]:
+        pieces: list[Piece] = []
+        waiting = iter(images)
+        end = 0
+        for match in self._split.finditer(prompt):
+            if match.start() > end:
+                pieces.append(TemplateText(prompt[end : match.start()]))
+            end = match.end()
+            found = next(waiting, None) if match[1] is None else texts[int(match[1])]
+            if found is not None:
+                pieces.append(found)
+        if end < len(prompt):
+            pieces.append(TemplateText(prompt[end:]))
+        return pieces
+
+
+def _turn(message: Message, texts: list[Text]) -> dict[str, object]:
+    """A message as templates expect it, with every text moved to `texts` and a stand-in left behind."""
+    content: list[dict[str, str]] = []
+    for part in message.parts or (Text(""),):
+        if isinstance(part, Image):
+            content.append({"type": "image"})
+        else:
+            content.append({"type": "text", "text": _STAND_IN.format(index=len(texts))})
+            texts.append(part)
+    return {"role": message.role, "content": content}
+
+
+def _refuse(message: str) -> None:
+    """What templates call when roles come in an order that they do not know."""
+    raise jinja2.TemplateError(message)
+
+
+def _find(folder: Path) -> str:
+    """The template, wherever checkpoints keep it."""
+    if (folder / "chat_template.jinja").exists():
+        return (folder / "chat_template.jinja").read_text("utf-8")
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        found = read_optional_json(folder / name).get("chat_template")
+        if isinstance(found, list):
+            named = {str(one.get("name")): one.get("template") for one in found if isinstance(one, dict)}
+            found = named.get("default")
+        if isinstance(found, str):
+            return found
+    read_json(folder / "config.json")
+    raise StartError(f"{folder} holds no chat template (chat_template.jinja, chat_template.json or in tokenizer_config.json)")
+
+
+def _special_tokens(table: JsonObject) -> dict[str, str]:
+    """`bos_token` and the like, which some templates write."""
+    tokens: dict[str, str] = {}
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        value = table.get(name)
+        text = value.get("content") if isinstance(value, dict) else value
+        if isinstance(text, str):
+            tokens[name] = text
+    return tokens

@@ -1,0 +1,185 @@
+"""The engine as the server sees it: asyncio outside, one thread that owns the model inside, a pool that prepares."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import threading
+from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from onsight.core.engine import EngineState, EngineStatus, Progress
+from onsight.core.errors import RequestError, StartError, Unavailable
+from onsight.core.generation import Event, Finished, GenerateRequest
+from onsight.engines.torch_engine import families, kv_cache, loading
+from onsight.engines.torch_engine.chat_template import ChatTemplate
+from onsight.engines.torch_engine.feature_cache import FeatureCache
+from onsight.engines.torch_engine.grammar import GrammarCompiler
+from onsight.engines.torch_engine.intake import Intake
+from onsight.engines.torch_engine.prefix import SlotBook
+from onsight.engines.torch_engine.runner import Runner
+from onsight.engines.torch_engine.sampling import Sampler
+from onsight.engines.torch_engine.scheduler import Scheduler
+from onsight.engines.torch_engine.sequence import Sequence
+from onsight.engines.torch_engine.settings import TorchSettings
+from onsight.engines.torch_engine.step_loop import Outbox, StepLoop
+from onsight.engines.torch_engine.vocabulary import Vocabulary, end_token_ids
+from onsight.models.card import ModelCard
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a started engine consists of."""
+
+    intake: Intake
+    loop: StepLoop
+    device: torch.device
+    size: kv_cache.KeyValueSize
+
+
+class TorchEngine:
+    """See `ChatEngine`. One model, continuous batching over `max_num_seqs` slots."""
+
+    def __init__(
+        self, folder: Path, card: ModelCard, settings: TorchSettings | None = None, progress: Progress | None = None
+    ) -> None:
+        """`progress` is called on the model's thread with (tensors read, tensors in all)."""
+        self._folder = folder
+        self._card = card
+        self._settings = settings or TorchSettings()
+        self._progress = progress
+        self._state: EngineState = "loading"
+        self._loaded: _Loaded | None = None
+        self._thread: threading.Thread | None = None
+        self._pool = ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="onsight-prepare")
+        self._live: set[Sequence] = set()
+
+    @property
+    def context_tokens(self) -> int:
+        """See `ChatEngine.context_tokens`; 0 before `start`."""
+        return self._loaded.size.tokens if self._loaded else 0
+
+    async def start(self) -> None:
+        """Load the model on the thread that will own it. Raises StartError with one clear sentence."""
+        loop = asyncio.get_running_loop()
+        started: asyncio.Future[_Loaded] = loop.create_future()
+        self._thread = threading.Thread(target=self._own, args=(loop, started), name="onsight-model", daemon=True)
+        self._thread.start()
+        self._loaded = await started
+        self._state = "ready"
+
+    async def close(self) -> None:
+        """See `Engine.close`."""
+        self._state = "dead"
+        self._tell_all(Unavailable("the engine was closed; try again soon"))
+        if self._loaded is not None:
+            self._loaded.loop.stop()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def status(self) -> EngineStatus:
+        """What the last step left behind; never waits."""
+        if self._loaded is None:
+            return EngineStatus(self._state, "none")
+        size = self._loaded.size
+        return dataclasses.replace(
+            self._loaded.loop.status,
+            state=self._state,
+            device=str(self._loaded.device),
+            kv_total_tokens=size.slots * size.tokens,
+        )
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """See `ChatEngine.generate`."""
+        loaded = self._require_ready()
+        sequence = await asyncio.get_running_loop().run_in_executor(self._pool, loaded.intake.read, request)
+        self._require_ready()
+        self._live.add(sequence)
+        loaded.loop.submit(sequence)
+        event: Event | RequestError | None = None
+        try:
+            while not isinstance(event, Finished):
+                event = await sequence.mailbox.get()
+                if isinstance(event, RequestError):
+                    raise event
+                yield event
+        finally:
+            self._live.discard(sequence)
+            if not isinstance(event, Finished | RequestError):
+                sequence.cancelled = True
+                loaded.loop.wake()
+
+    def _require_ready(self) -> _Loaded:
+        if self._state != "ready" or self._loaded is None:
+            raise Unavailable(f"the engine is {self._state}; try again soon")
+        return self._loaded
+
+    def _tell_all(self, error: RequestError) -> None:
+        for sequence in self._live:
+            sequence.mailbox.put_nowait(error)
+
+    def _deliver(self, outbox: Outbox) -> None:
+        """On the event loop: hand a step's results to those who wait for them."""
+        for sequence, event in outbox:
+            sequence.mailbox.put_nowait(event)
+
+    def _die(self) -> None:
+        """On the event loop: the model's thread is gone."""
+        self._state = "dead"
+        self._tell_all(Unavailable("the engine has died; the server's log says why"))
+
+    def _own(self, events: asyncio.AbstractEventLoop, started: asyncio.Future[_Loaded]) -> None:
+        """The model's thread: load, then step until closed."""
+        try:
+            loaded = _load(self._folder, self._card, self._settings, self._progress)
+        except Exception as error:  # a thread's boundary: whoever waits for the start must hear of it
+            if not isinstance(error, StartError):
+                log.exception("%s cannot be loaded", self._folder)
+                error = StartError(f"{self._folder} cannot be loaded: {error}")
+            events.call_soon_threadsafe(started.set_exception, error)
+            return
+        events.call_soon_threadsafe(started.set_result, loaded)
+        try:
+            loaded.loop.run(lambda outbox: events.call_soon_threadsafe(self._deliver, outbox))
+        except Exception:  # the engine's boundary: no step can run any more, and callers must not wait for ever
+            log.exception("the model's thread has died")
+            events.call_soon_threadsafe(self._die)
+
+
+def _load(folder: Path, card: ModelCard, settings: TorchSettings, progress: Progress | None) -> _Loaded:
+    """Everything from files to a first forward. Raises StartError."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    loading.check_folder(folder)
+    device = loading.pick_device(settings.device)
+    dtype = loading.pick_dtype(settings.dtype, device)
+    vocabulary = Vocabulary(folder)
+    family = families.load_family(card.family, folder, vocabulary, device, dtype, progress)
+    decoder = family.decoder
+    size = kv_cache.fit(decoder.shape, family.context_tokens, settings, device, dtype)
+    cache = kv_cache.KeyValueCache(decoder.shape, size, device, dtype)
+    features = FeatureCache(settings.image_cache_bytes)
+    ends = end_token_ids(folder, vocabulary) | family.end_token_ids
+    grammars = GrammarCompiler(vocabulary, decoder.vocab_rows, sorted(ends))
+    template = ChatTemplate(folder, family.image_text)
+    runner = Runner(family, cache, features)
+    with torch.inference_mode():
+        runner.warm_up()
+    loop = StepLoop(
+        runner,
+        Sampler(decoder.vocab_rows, family.media_token_ids, vocabulary.size, device),
+        Scheduler(SlotBook(size.slots)),
+        vocabulary,
+        ends,
+        features,
+    )
+    intake = Intake(family, vocabulary, template, grammars, features, size.tokens)
+    return _Loaded(intake, loop, device, size)

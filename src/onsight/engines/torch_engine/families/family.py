@@ -1,0 +1,65 @@
+"""What the engine asks of a model family; everything that differs between architectures is behind these few verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from onsight.core.messages import Image
+from onsight.engines.torch_engine.families.decoder import Decoder
+from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
+
+
+class Family(Protocol):
+    """One loaded model.
+
+    `plan`, `prepare` and `place` run in the pool, on several threads at once; the rest on the model's own thread.
+    """
+
+    @property
+    def decoder(self) -> Decoder:
+        """The language model."""
+        ...
+
+    @property
+    def image_text(self) -> str:
+        """What the chat template writes where a picture goes."""
+        ...
+
+    @property
+    def image_token_id(self) -> int:
+        """The id at whose places features stand."""
+        ...
+
+    @property
+    def media_token_ids(self) -> frozenset[int]:
+        """Ids that only pictures may put into a prompt: never sampled."""
+        ...
+
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """Ids that end the family's turns, besides those that the checkpoint names."""
+        ...
+
+    @property
+    def context_tokens(self) -> int:
+        """Most positions that the checkpoint was made for."""
+        ...
+
+    def plan(self, image: Image) -> ImagePlan:
+        """How `image` will be seen under its options. Raises InvalidRequest for an option that cannot be honoured."""
+        ...
+
+    def prepare(self, plan: ImagePlan) -> Pixels:
+        """Resize and normalise."""
+        ...
+
+    def place(self, prompt: Prompt) -> None:
+        """Fill in the prompt's `positions` and `delta`."""
+        ...
+
+    def encode(self, pixels: Sequence[Pixels]) -> list[torch.Tensor]:
+        """Features of each picture, [its places, hidden] on the device."""
+        ...

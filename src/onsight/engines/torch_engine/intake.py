@@ -1,0 +1,73 @@
+"""From a request to a sequence that can run: pictures planned and prepared, the prompt laid out, the limits checked."""
+
+from __future__ import annotations
+
+from onsight.core.errors import ContextTooLong, InvalidRequest
+from onsight.core.generation import GenerateRequest
+from onsight.engines.torch_engine.chat_template import ChatTemplate
+from onsight.engines.torch_engine.detokenizer import TextStream
+from onsight.engines.torch_engine.families.family import Family
+from onsight.engines.torch_engine.feature_cache import FeatureCache
+from onsight.engines.torch_engine.grammar import GrammarCompiler
+from onsight.engines.torch_engine.prompt import Pixels, Prompt, lay_out
+from onsight.engines.torch_engine.sequence import Sequence
+from onsight.engines.torch_engine.vocabulary import Vocabulary
+
+
+class Intake:
+    """Runs in the pool, on several threads at once: neither the event loop nor the model waits for it."""
+
+    def __init__(
+        self,
+        family: Family,
+        vocabulary: Vocabulary,
+        template: ChatTemplate,
+        grammars: GrammarCompiler,
+        features: FeatureCache,
+        context_tokens: int,
+    ) -> None:
+        self._family = family
+        self._vocabulary = vocabulary
+        self._template = template
+        self._grammars = grammars
+        self._features = features
+        self._context_tokens = context_tokens
+
+    def read(self, request: GenerateRequest) -> Sequence:
+        """Make the sequence. Raises InvalidRequest, Unsupported or ContextTooLong, before any pixel is touched."""
+        images = [image for message in request.messages for image in message.images]
+        plans = [self._family.plan(image) for image in images]
+        prompt = lay_out(request.messages, self._template, self._vocabulary, plans, self._family.image_token_id)
+        limit = self._limit(prompt, request.sampling.max_tokens)
+        grammar = None if request.schema is None else self._grammars.compile(request.schema)
+        self._family.place(prompt)
+        self._look_at_pictures(prompt)
+        return Sequence(prompt, request.sampling, limit, TextStream(self._vocabulary, request.sampling.stop), grammar)
+
+    def _limit(self, prompt: Prompt, max_tokens: int | None) -> int:
+        """Most tokens to answer with."""
+        if max_tokens is not None and max_tokens < 1:
+            raise InvalidRequest(f"max_tokens is {max_tokens}; it must be at least 1", param="max_tokens")
+        taken = len(prompt.token_ids)
+        room = self._context_tokens - taken
+        if room >= (max_tokens or 1):
+            return max_tokens or room
+        counts = [f"text {taken - prompt.image_tokens}"]
+        counts += [f"picture {number}: {span.stop - span.start}" for number, span in enumerate(prompt.spans, 1)]
+        wish = f" and max_tokens asks for {max_tokens} more" if max_tokens is not None else ""
+        raise ContextTooLong(
+            f"the prompt takes {taken} tokens ({', '.join(counts)}){wish}, but the context holds {self._context_tokens}:"
+            " shorten the text, send fewer or smaller pictures, or lower max_tokens",
+            param="messages",
+        )
+
+    def _look_at_pictures(self, prompt: Prompt) -> None:
+        """Find each picture's features, or prepare its pixels; a picture that comes twice is prepared once."""
+        prepared: dict[str, Pixels] = {}
+        for span in prompt.spans:
+            span.features = self._features.find(span.plan.key)
+            if span.features is None:
+                key = span.plan.key
+                if key not in prepared:
+                    prepared[key] = self._family.prepare(span.plan)
+                span.pixels = prepared[key]

@@ -1,0 +1,82 @@
+"""Who reads, who writes, who waits: continuous batching over a fixed number of slots."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from onsight.engines.torch_engine.prefix import Claim, SlotBook
+from onsight.engines.torch_engine.sequence import Chunk, Sequence
+
+PREFILL_TOKENS = 2048
+"""Most places (rows x longest run) that one step reads, so that those who already answer wait no longer than that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One step: prompts to read, slots to copy before, and answers to go on with (ascending slots)."""
+
+    claims: tuple[Claim, ...]
+    prefill: tuple[Chunk, ...]
+    decode: tuple[Sequence, ...]
+
+
+class Scheduler:
+    """First come, first served. A sequence waits, then runs in a slot until it is finished, cancelled or failed."""
+
+    def __init__(self, slots: SlotBook) -> None:
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self._slots = slots
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def drop_cancelled(self) -> None:
+        """Forget every sequence whose caller has left, and free its slot."""
+        self.waiting = deque(sequence for sequence in self.waiting if not sequence.cancelled)
+        for sequence in [sequence for sequence in self.running if sequence.cancelled]:
+            self.retire(sequence)
+
+    def schedule(self) -> Batch:
+        """The next step; empty when nothing runs or waits. Sequences that wait for a slot or for budget stay in line."""
+        decode = tuple(sorted((one for one in self.running if one.prefilled), key=lambda one: one.slot))
+        chunks: list[Chunk] = []
+        for sequence in self.running:
+            if not sequence.prefilled and _fits(chunks, sequence):
+                chunks.append(_next_chunk(sequence))
+        claims: list[Claim] = []
+        while self.waiting and self._slots.free and _fits(chunks, self.waiting[0]):
+            sequence = self.waiting.popleft()
+            claims.append(self._admit(sequence))
+            chunks.append(_next_chunk(sequence))
+        return Batch(tuple(claims), tuple(chunks), decode)
+
+    def _admit(self, sequence: Sequence) -> Claim:
+        claim = self._slots.claim(sequence.prompt.identity, sequence.prompt.spans)
+        sequence.slot = claim.slot
+        sequence.computed = sequence.cached = claim.tokens
+        self.running.append(sequence)
+        return claim
+
+    def computed(self, sequence: Sequence, tokens: int) -> None:
+        """The sequence's first `tokens` tokens now have keys and values."""
+        sequence.computed = tokens
+        self._slots.extend(sequence.slot, tokens)
+
+    def retire(self, sequence: Sequence, *, failed: bool = False) -> None:
+        """The sequence is over; its slot keeps what it holds for others, unless it failed."""
+        self.running.remove(sequence)
+        self._slots.release(sequence.slot, keep=not failed)
+
+
+def _next_chunk(sequence: Sequence) -> Chunk:
+    """As much of the unread prompt as one step may read."""
+    start = sequence.computed
+    return Chunk(sequence, start, min(len(sequence.prompt.token_ids), start + PREFILL_TOKENS))
+
+
+def _fits(chunks: list[Chunk], sequence: Sequence) -> bool:
+    """Whether the sequence's unread prompt may be read beside `chunks`; the first always may, if need be in parts."""
+    longest = max([len(sequence.prompt.token_ids) - sequence.computed, *(chunk.stop - chunk.start for chunk in chunks)])
+    return not chunks or (len(chunks) + 1) * longest <= PREFILL_TOKENS

@@ -1,0 +1,74 @@
+"""One request on its way through the engine."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+
+from onsight.core.errors import RequestError
+from onsight.core.generation import Event, Sampling, Usage
+from onsight.engines.torch_engine.detokenizer import TextStream
+from onsight.engines.torch_engine.grammar import Grammar
+from onsight.engines.torch_engine.prompt import Prompt
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Everything that is known of one request. Only the model's thread changes it, but for `cancelled`.
+
+    `limit`: most tokens to answer with. `computed`: how many of its tokens have keys and values in `slot`.
+    `cached`: how many of the prompt's were taken over from an earlier request. `mailbox`: read by the waiting caller.
+    """
+
+    prompt: Prompt
+    sampling: Sampling
+    limit: int
+    text: TextStream
+    grammar: Grammar | None = None
+    mailbox: asyncio.Queue[Event | RequestError] = field(default_factory=asyncio.Queue)
+    cancelled: bool = False
+    slot: int = -1
+    computed: int = 0
+    cached: int = 0
+    answer: list[int] = field(default_factory=list)
+    counts: Counter[int] = field(default_factory=Counter)
+    dice: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Python's own generator, not torch's: the same seed draws the same numbers on every device.
+        self.dice = random.Random(self.sampling.seed)
+
+    @property
+    def prefilled(self) -> bool:
+        """Whether the whole prompt has been read."""
+        return self.computed >= len(self.prompt.token_ids)
+
+    @property
+    def last_token(self) -> int:
+        return self.answer[-1]
+
+    def append(self, token_id: int) -> None:
+        """Take the next token of the answer; its keys and values are not computed yet."""
+        self.answer.append(token_id)
+        self.prompt.identity.append(token_id)
+        self.counts[token_id] += 1
+
+    def usage(self) -> Usage:
+        prompt = self.prompt
+        return Usage(len(prompt.token_ids), len(self.answer), self.cached, prompt.image_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A run of prompt tokens, [start, stop), to be read in one forward."""
+
+    sequence: Sequence
+    start: int
+    stop: int
+
+    @property
+    def last(self) -> bool:
+        """Whether the prompt ends here, so that the first token of the answer can be chosen."""
+        return self.stop == len(self.sequence.prompt.token_ids)

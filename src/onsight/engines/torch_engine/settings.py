@@ -1,0 +1,28 @@
+"""How a torch engine is to run: device, number format, memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
+DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class TorchSettings:
+    """What the operator chose; "auto" and None leave it to the machine.
+
+    `max_model_len`: most tokens of prompt and answer together; None is the checkpoint's own limit, lowered when memory is short.
+    `max_num_seqs`: requests that run at once, each in a slot of its own. `image_cache_bytes`: bound of the image feature cache.
+    `kv_cache_tokens`: places for keys and values over all slots; None is what free memory holds. `threads`: CPU threads of the
+    model's thread; None is torch's own choice.
+    """
+
+    device: DeviceChoice = "auto"
+    dtype: DtypeChoice = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 8
+    image_cache_bytes: int = 256 << 20
+    kv_cache_tokens: int | None = None
+    threads: int | None = None

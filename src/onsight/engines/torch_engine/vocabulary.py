@@ -1,0 +1,138 @@
+"""A checkpoint's tokens: text to ids, with special tokens only where the template wrote them, and ids back to bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from onsight.core.errors import StartError
+from onsight.engines.torch_engine.loading import read_json, read_optional_json
+
+
+def _byte_of_character() -> dict[str, int]:
+    """Byte-level BPE writes every byte as one printable character: itself where it has a shape, else from U+0100 on (GPT-2)."""
+    shaped = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in shaped]
+    return {chr(byte): byte for byte in shaped} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+BYTE_OF_CHARACTER = _byte_of_character()
+
+
+class Vocabulary:
+    """Byte-level BPE as `tokenizer.json` describes it.
+
+    Two tokenizers stand behind it: `encode_template` knows the special tokens, `encode` has never heard of them, so that a
+    user who types `<image>` has typed seven plain characters.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read `tokenizer.json` in `folder`. Raises StartError when it is missing or not byte-level BPE."""
+        self.path = folder / "tokenizer.json"
+        table = read_json(self.path)
+        if not _is_byte_level(table.get("decoder")):
+            raise StartError(f"{self.path} is not a byte-level tokenizer, the only kind that this engine reads")
+        self._full = Tokenizer.from_str(json.dumps(table))
+        self._plain = Tokenizer.from_str(json.dumps(table | {"added_tokens": [], "post_processor": None}))
+        self._added = {id_: token for id_, token in self._full.get_added_tokens_decoder().items()}
+        self._specials = _pattern(self._added.values())
+        self._bytes: dict[int, bytes] = {}
+
+    @property
+    def size(self) -> int:
+        """Ids at and past this have no text."""
+        return int(self._full.get_vocab_size(with_added_tokens=True))
+
+    def find(self, token: str) -> int | None:
+        """The id of one token by its exact content."""
+        found: int | None = self._full.token_to_id(token)
+        return found
+
+    def require(self, token: str) -> int:
+        """The id of a token that the family cannot do without. Raises StartError."""
+        found = self.find(token)
+        if found is None:
+            raise StartError(f"{self.path} has no token {token!r}, which this family needs")
+        return found
+
+    def encode(self, runs: Sequence[tuple[str, bool]]) -> list[int]:
+        """Ids of neighbouring pieces of text, each with True where special tokens count (the template's own words).
+
+        Plain text on both sides of a piece's border is tokenised together, as it would be in one string.
+        """
+        ids: list[int] = []
+        plain = ""
+        for text, trusted in runs:
+            if not trusted:
+                plain += text
+                continue
+            for place, piece in enumerate(self._specials.split(text)):
+                if place % 2 == 0:
+                    plain += piece
+                    continue
+                ids += self._encode_plain(plain)
+                ids.append(self.require(piece.strip()))
+                plain = ""
+        return ids + self._encode_plain(plain)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        return list(self._plain.encode(text, add_special_tokens=False).ids) if text else []
+
+    def data(self, token_id: int) -> bytes:
+        """The bytes that a token adds to an answer; none for special tokens and for ids without text."""
+        known = self._bytes.get(token_id)
+        if known is None:
+            known = self._bytes[token_id] = self._read_bytes(token_id)
+        return known
+
+    def _read_bytes(self, token_id: int) -> bytes:
+        added = self._added.get(token_id)
+        if added is not None:
+            return b"" if added.special else added.content.encode()
+        token = self._full.id_to_token(token_id) or ""
+        return bytes(BYTE_OF_CHARACTER[character] for character in token if character in BYTE_OF_CHARACTER)
+
+    def label(self, token_id: int) -> bytes:
+        """A token's bytes for people who read log-probabilities: special tokens by their names."""
+        added = self._added.get(token_id)
+        return self.data(token_id) if added is None else added.content.encode()
+
+
+def _is_byte_level(decoder: object) -> bool:
+    if not isinstance(decoder, dict):
+        return False
+    inner = decoder.get("decoders", [])
+    return decoder.get("type") == "ByteLevel" or any(_is_byte_level(one) for one in inner)
+
+
+def _pattern(added: Iterable[object]) -> re.Pattern[str]:
+    """One group that matches any special token, longest first, with the blanks that it swallows."""
+    tokens = sorted(added, key=lambda token: -len(token.content))  # type: ignore[attr-defined]
+    if not tokens:
+        return re.compile(r"((?!))")
+    return re.compile("(" + "|".join(_spelling(token) for token in tokens) + ")")
+
+
+def _spelling(token: object) -> str:
+    blanks_left = r"\s*" if token.lstrip else ""  # type: ignore[attr-defined]
+    blanks_right = r"\s*" if token.rstrip else ""  # type: ignore[attr-defined]
+    return blanks_left + re.escape(token.content) + blanks_right  # type: ignore[attr-defined]
+
+
+def end_token_ids(folder: Path, vocabulary: Vocabulary) -> frozenset[int]:
+    """The ids that end an answer: the generation config's (else the model config's) and the tokenizer's own."""
+    config = read_optional_json(folder / "config.json")
+    inner = config.get("text_config")
+    ids: set[int] = set()
+    for table in (read_optional_json(folder / "generation_config.json"), config, inner if isinstance(inner, dict) else {}):
+        found = table.get("eos_token_id")
+        ids = {found} if isinstance(found, int) else set(found) if isinstance(found, list) else set()
+        if ids:
+            break
+    token = read_optional_json(folder / "tokenizer_config.json").get("eos_token")
+    own = vocabulary.find(str(token.get("content") if isinstance(token, dict) else token))
+    return frozenset(ids if own is None else ids | {own})

@@ -1,0 +1,163 @@
+"""Writes tiny random checkpoints with everything that a real one has: config, weights, tokenizer, template, image settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from onsight.core.messages import DEFAULT_IMAGE_OPTIONS, Image, ImageOptions
+
+SMOLVLM_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+QWEN_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SMOLVLM_SPECIALS = (
+    "<|endoftext|>", "<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<global-img>", "<image>",
+    *(f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)),
+)  # fmt: skip
+QWEN_SPECIALS = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+CORPUS = (
+    "Where is the red button? What colour is the circle, and what do you see in this picture?",
+    "The picture shows a blue square to the left of a green triangle. Read the screen. Describe the screen.",
+    "User: Assistant: System: user assistant system You are a helpful assistant.",
+    '{"action": "click", "x": 1, "y": 2, "label": "true", "items": [null, false, true]}',
+    "\n\n\n",
+)
+
+
+def write_smolvlm(
+    folder: Path, *, split: bool = True, seed: int = 0, context: int = 1024, tensors: dict[str, torch.Tensor] | None = None
+) -> Path:
+    """A SmolVLM of about 0.2M parameters: tiles of 32 px, 4 features each. `tensors` are stored besides its own."""
+    from transformers.models.smolvlm.configuration_smolvlm import SmolVLMConfig
+    from transformers.models.smolvlm.modeling_smolvlm import SmolVLMForConditionalGeneration
+
+    tokenizer = _tokenizer(SMOLVLM_SPECIALS)
+    ids = {token: tokenizer.token_to_id(token) for token in SMOLVLM_SPECIALS}
+    end, pad = ids["<end_of_utterance>"], ids["<|endoftext|>"]
+    text = {
+        "model_type": "llama", "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "max_position_embeddings": context, "bos_token_id": ids["<|im_start|>"], "eos_token_id": end, "pad_token_id": pad,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 32, "patch_size": 8,
+    }  # fmt: skip
+    config = SmolVLMConfig(
+        text_config=text, vision_config=vision, scale_factor=2, image_token_id=ids["<image>"], pad_token_id=pad
+    )
+    model = SmolVLMForConditionalGeneration(config)
+    _save(model, folder, seed, end, tensors)
+    _save_tokenizer(tokenizer, folder, SMOLVLM_TEMPLATE, "<end_of_utterance>", SMOLVLM_SPECIALS)
+    settings = {
+        "image_processor_type": "SmolVLMImageProcessor", "do_convert_rgb": True, "do_resize": True, "resample": 1,
+        "size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 32}, "do_image_splitting": split, "do_rescale": True,
+        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_pad": True,
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": "SmolVLMProcessor", "image_seq_len": 4}))
+    return folder
+
+
+def write_qwen(folder: Path, *, seed: int = 0, context: int = 1024) -> Path:
+    """A Qwen2.5-VL of about 0.2M parameters: patches of 14 px, merged two by two, windows of 4 by 4 patches."""
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+
+    tokenizer = _tokenizer(QWEN_SPECIALS)
+    ids = {token: tokenizer.token_to_id(token) for token in QWEN_SPECIALS}
+    text = {
+        "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": context,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+        "bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"],
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64,
+        "window_size": 56, "fullatt_block_indexes": [1],
+    }  # fmt: skip
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    _save(Qwen2_5_VLForConditionalGeneration(config), folder, seed, ids["<|im_end|>"], None)
+    _save_tokenizer(tokenizer, folder, QWEN_TEMPLATE, "<|im_end|>", QWEN_SPECIALS)
+    settings = {
+        "image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 56 * 56, "max_pixels": 28 * 28 * 64, "patch_size": 14,
+        "temporal_patch_size": 2, "merge_size": 2,
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def draw(colour: tuple[int, int, int], width: int = 64, height: int = 48, options: ImageOptions = DEFAULT_IMAGE_OPTIONS) -> Image:
+    """A picture with a white ground and a filled box of `colour`: solid colours, because noise leaves answers unchanged."""
+    row = [(255, 255, 255)] * (width // 4) + [colour] * (width - width // 4)
+    pixels = b"".join(bytes(channel for pixel in (row if y > height // 4 else row[::-1]) for channel in pixel) for y in range(height))
+    return Image.of(pixels, width, height, options)
+
+
+def _tokenizer(specials: Sequence[str]) -> Tokenizer:
+    """Byte-level BPE with single digits, trained on a few sentences."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=[], show_progress=False
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    return tokenizer
+
+
+def _save(model: torch.nn.Module, folder: Path, seed: int, end: int, tensors: dict[str, torch.Tensor] | None) -> None:
+    """Save `model` with weights drawn wider than the usual start, so that what it says depends on what it sees."""
+    from safetensors.torch import save_file
+
+    dice = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() > 1:
+                spread = 0.5 if "embed" in name else 1.6 / weight[0].numel() ** 0.5
+                weight.copy_(torch.randn(weight.shape, generator=dice) * spread)
+            elif name.endswith("bias"):
+                weight.copy_(torch.randn(weight.shape, generator=dice) * 0.1)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    state = {name: weight.contiguous().clone() for name, weight in model.state_dict().items()}
+    save_file(state | (tensors or {}), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+
+
+def _save_tokenizer(tokenizer: Tokenizer, folder: Path, template: str, end: str, specials: Sequence[str]) -> None:
+    tokenizer.save(str(folder / "tokenizer.json"))
+    table = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|im_start|>", "eos_token": end, "pad_token": "<|endoftext|>",
+        "chat_template": template, "clean_up_tokenization_spaces": False, "additional_special_tokens": list(specials),
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(table))
