@@ -43,7 +43,12 @@ CORPUS = (
 
 
 def write_smolvlm(
-    folder: Path, *, split: bool = True, seed: int = 0, context: int = 1024, tensors: dict[str, torch.Tensor] | None = None
+    folder: Path,
+    *,
+    split: bool = True,
+    seed: int = 0,
+    context: int = 1024,
+    tensors: dict[str, torch.Tensor] | None = None,
 ) -> Path:
     """A SmolVLM of about 0.2M parameters: tiles of 32 px, 4 features each. `tensors` are stored besides its own."""
     from transformers.models.smolvlm.configuration_smolvlm import SmolVLMConfig
@@ -65,7 +70,7 @@ def write_smolvlm(
         text_config=text, vision_config=vision, scale_factor=2, image_token_id=ids["<image>"], pad_token_id=pad
     )
     model = SmolVLMForConditionalGeneration(config)
-    _save(model, folder, seed, end, tensors)
+    _save(model, folder, seed, [end], tensors)
     _save_tokenizer(tokenizer, folder, SMOLVLM_TEMPLATE, "<end_of_utterance>", SMOLVLM_SPECIALS)
     settings = {
         "image_processor_type": "SmolVLMImageProcessor", "do_convert_rgb": True, "do_resize": True, "resample": 1,
@@ -73,7 +78,9 @@ def write_smolvlm(
         "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_pad": True,
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
-    (folder / "processor_config.json").write_text(json.dumps({"processor_class": "SmolVLMProcessor", "image_seq_len": 4}))
+    (folder / "processor_config.json").write_text(
+        json.dumps({"processor_class": "SmolVLMProcessor", "image_seq_len": 4})
+    )
     return folder
 
 
@@ -102,7 +109,8 @@ def write_qwen(folder: Path, *, seed: int = 0, context: int = 1024) -> Path:
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
     )
-    _save(Qwen2_5_VLForConditionalGeneration(config), folder, seed, ids["<|im_end|>"], None)
+    ends = [ids["<|im_end|>"], ids["<|endoftext|>"]]
+    _save(Qwen2_5_VLForConditionalGeneration(config), folder, seed, ends, None)
     _save_tokenizer(tokenizer, folder, QWEN_TEMPLATE, "<|im_end|>", QWEN_SPECIALS)
     settings = {
         "image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 56 * 56, "max_pixels": 28 * 28 * 64, "patch_size": 14,
@@ -112,10 +120,14 @@ def write_qwen(folder: Path, *, seed: int = 0, context: int = 1024) -> Path:
     return folder
 
 
-def draw(colour: tuple[int, int, int], width: int = 64, height: int = 48, options: ImageOptions = DEFAULT_IMAGE_OPTIONS) -> Image:
+def draw(
+    colour: tuple[int, int, int], width: int = 64, height: int = 48, options: ImageOptions = DEFAULT_IMAGE_OPTIONS
+) -> Image:
     """A picture with a white ground and a filled box of `colour`: solid colours, because noise leaves answers unchanged."""
     row = [(255, 255, 255)] * (width // 4) + [colour] * (width - width // 4)
-    pixels = b"".join(bytes(channel for pixel in (row if y > height // 4 else row[::-1]) for channel in pixel) for y in range(height))
+    pixels = b"".join(
+        bytes(channel for pixel in (row if y > height // 4 else row[::-1]) for channel in pixel) for y in range(height)
+    )
     return Image.of(pixels, width, height, options)
 
 
@@ -134,7 +146,9 @@ def _tokenizer(specials: Sequence[str]) -> Tokenizer:
     return tokenizer
 
 
-def _save(model: torch.nn.Module, folder: Path, seed: int, end: int, tensors: dict[str, torch.Tensor] | None) -> None:
+def _save(
+    model: torch.nn.Module, folder: Path, seed: int, ends: list[int], tensors: dict[str, torch.Tensor] | None
+) -> None:
     """Save `model` with weights drawn wider than the usual start, so that what it says depends on what it sees."""
     from safetensors.torch import save_file
 
@@ -151,7 +165,7 @@ def _save(model: torch.nn.Module, folder: Path, seed: int, end: int, tensors: di
     model.config.save_pretrained(folder)
     state = {name: weight.contiguous().clone() for name, weight in model.state_dict().items()}
     save_file(state | (tensors or {}), folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
 
 
 def _save_tokenizer(tokenizer: Tokenizer, folder: Path, template: str, end: str, specials: Sequence[str]) -> None:

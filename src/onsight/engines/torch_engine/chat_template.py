@@ -54,7 +54,9 @@ class ChatTemplate:
         try:
             prompt = self._template.render(messages=turns, add_generation_prompt=True, **self._tokens)
         except jinja2.TemplateError as error:
-            raise InvalidRequest(f"the model's chat template refuses these messages: {error}", param="messages") from None
+            raise InvalidRequest(
+                f"the model's chat template refuses these messages: {error}", param="messages"
+            ) from None
         images = [image for message in messages for image in message.images]
         pieces = self._cut(prompt, texts, images)
         taken = sum(isinstance(piece, Text) for piece in pieces), sum(isinstance(piece, Image) for piece in pieces)
@@ -107,7 +109,9 @@ def _find(folder: Path) -> str:
         if isinstance(found, str):
             return found
     read_json(folder / "config.json")
-    raise StartError(f"{folder} holds no chat template (chat_template.jinja, chat_template.json or in tokenizer_config.json)")
+    raise StartError(
+        f"{folder} holds no chat template (chat_template.jinja, chat_template.json or in tokenizer_config.json)"
+    )
 
 
 def _special_tokens(table: JsonObject) -> dict[str, str]:

@@ -58,7 +58,9 @@ class TorchEngine:
         self._state: EngineState = "loading"
         self._loaded: _Loaded | None = None
         self._thread: threading.Thread | None = None
-        self._pool = ThreadPoolExecutor(max_workers=max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="onsight-prepare")
+        self._pool = ThreadPoolExecutor(
+            max_workers=max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="onsight-prepare"
+        )
         self._live: set[Sequence] = set()
 
     @property

@@ -69,7 +69,9 @@ class GrammarCompiler:
 
     def _build(self, schema: str) -> LLMatcher:
         try:
-            matcher = LLMatcher(self._tokenizer, LLMatcher.grammar_from_json_schema(schema, overrides=_LAYOUT), log_level=0)
+            matcher = LLMatcher(
+                self._tokenizer, LLMatcher.grammar_from_json_schema(schema, overrides=_LAYOUT), log_level=0
+            )
         except ValueError as error:
             raise InvalidRequest(f"the JSON schema cannot be read: {error}", param="response_format") from None
         if matcher.is_error():

@@ -29,7 +29,9 @@ class KeyValueSize:
     tokens: int
 
 
-def fit(shape: KeyValueShape, longest: int, settings: TorchSettings, device: torch.device, dtype: torch.dtype) -> KeyValueSize:
+def fit(
+    shape: KeyValueShape, longest: int, settings: TorchSettings, device: torch.device, dtype: torch.dtype
+) -> KeyValueSize:
     """The cache's size under `settings` for a checkpoint made for `longest` tokens.
 
     A context that nobody asked for is lowered until it fits; one that was asked for fits or raises StartError.
@@ -51,7 +53,9 @@ def fit(shape: KeyValueShape, longest: int, settings: TorchSettings, device: tor
             f" ({need * bytes_a_token / 2**30:.1f} GiB), but there is room for {have} ({have * bytes_a_token / 2**30:.1f} GiB):"
             " lower max_num_seqs or max_model_len"
         )
-    log.info("context lowered from %d to %d tokens, so that %d requests fit in memory", tokens, each, settings.max_num_seqs)
+    log.info(
+        "context lowered from %d to %d tokens, so that %d requests fit in memory", tokens, each, settings.max_num_seqs
+    )
     return KeyValueSize(settings.max_num_seqs, each)
 
 
@@ -91,7 +95,9 @@ def _zeros(dims: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> t
 class PrefillWindow:
     """Some slots, each with a run of new tokens; rows are padded on the right to the longest run."""
 
-    def __init__(self, cache: KeyValueCache, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int]) -> None:
+    def __init__(
+        self, cache: KeyValueCache, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int]
+    ) -> None:
         self._cache = cache
         self._rows = list(zip(slots, starts, counts, strict=True))
         self._slots = _as_index(slots)
@@ -125,7 +131,9 @@ class DecodeWindow:
     So the cache is a view and never copied; a dead row costs less than a gather of every live row's keys and values.
     """
 
-    def __init__(self, cache: KeyValueCache, slots: Sequence[int], positions: Sequence[int], device: torch.device) -> None:
+    def __init__(
+        self, cache: KeyValueCache, slots: Sequence[int], positions: Sequence[int], device: torch.device
+    ) -> None:
         """`slots` ascend; `positions` are where their new tokens go."""
         self._cache = cache
         self.first, self.stop = slots[0], slots[-1] + 1

@@ -49,7 +49,9 @@ def check_folder(folder: Path) -> None:
     read_json(folder / "config.json")
     for name in _REMOTE_CODE_FILES:
         if "auto_map" in read_optional_json(folder / name):
-            raise StartError(f"{folder / name} asks for code that comes with the model (auto_map), which is never run here")
+            raise StartError(
+                f"{folder / name} asks for code that comes with the model (auto_map), which is never run here"
+            )
     if not _weight_files(folder):
         pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         found = f"only {', '.join(pickles)}, which can hide code" if pickles else "none"
@@ -62,7 +64,9 @@ def pick_device(choice: DeviceChoice) -> torch.device:
     if choice == "auto":
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if present[name]))
     if not present[choice]:
-        log.warning("--device %s: this machine has none that torch %s can use; running on the CPU", choice, torch.__version__)
+        log.warning(
+            "--device %s: this machine has none that torch %s can use; running on the CPU", choice, torch.__version__
+        )
         return torch.device("cpu")
     return torch.device(choice)
 
@@ -129,5 +133,11 @@ def image_settings(folder: Path) -> JsonObject:
         table = inner if isinstance(inner, dict) else {}
     if not table:
         raise StartError(f"{folder} holds no image settings (preprocessor_config.json or processor_config.json)")
-    names = ("image_processor_type", "processor_class", "_processor_class", "feature_extractor_type", "return_row_col_info")
+    names = (
+        "image_processor_type",
+        "processor_class",
+        "_processor_class",
+        "feature_extractor_type",
+        "return_row_col_info",
+    )
     return {name: value for name, value in table.items() if name not in names}

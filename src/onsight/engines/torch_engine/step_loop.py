@@ -126,7 +126,9 @@ class StepLoop:
         log.exception("a step failed; %d request(s) with it", len(sequences))
         for sequence in sequences:
             self._scheduler.retire(sequence, failed=True)
-            self._outbox.append((sequence, EngineFailed("the engine failed on this request; the server's log says why")))
+            self._outbox.append(
+                (sequence, EngineFailed("the engine failed on this request; the server's log says why"))
+            )
 
     def _advance(self, sequences: Rows[Sequence], logits: torch.Tensor) -> None:
         """Choose each sequence's next token from `logits` [sequences, vocab_rows] and tell its caller."""

@@ -128,7 +128,11 @@ def end_token_ids(folder: Path, vocabulary: Vocabulary) -> frozenset[int]:
     config = read_optional_json(folder / "config.json")
     inner = config.get("text_config")
     ids: set[int] = set()
-    for table in (read_optional_json(folder / "generation_config.json"), config, inner if isinstance(inner, dict) else {}):
+    for table in (
+        read_optional_json(folder / "generation_config.json"),
+        config,
+        inner if isinstance(inner, dict) else {},
+    ):
         found = table.get("eos_token_id")
         ids = {found} if isinstance(found, int) else set(found) if isinstance(found, list) else set()
         if ids:

@@ -37,7 +37,9 @@ class SmolVLM:
 
     image_text = _IMAGE
 
-    def __init__(self, folder: Path, vocabulary: Vocabulary, device: torch.device, dtype: torch.dtype, progress: Progress | None) -> None:
+    def __init__(
+        self, folder: Path, vocabulary: Vocabulary, device: torch.device, dtype: torch.dtype, progress: Progress | None
+    ) -> None:
         """Load the checkpoint in `folder`. Raises StartError."""
         config = SmolVLMConfig.from_dict(read_json(folder / "config.json"))
         with no_init_weights(), torch.device(device):
@@ -121,7 +123,9 @@ class SmolVLM:
         made = self._processor(images=[picture], do_image_splitting=bool(plan.settings[0]), return_tensors="pt")
         grid = (made["rows"][0][0], made["cols"][0][0])
         if grid != plan.grid:
-            raise RuntimeError(f"a picture of {image.width}x{image.height} px was cut into {grid} tiles, planned were {plan.grid}")
+            raise RuntimeError(
+                f"a picture of {image.width}x{image.height} px was cut into {grid} tiles, planned were {plan.grid}"
+            )
         return Pixels(plan, made["pixel_values"][0])
 
     def place(self, prompt: Prompt) -> None:

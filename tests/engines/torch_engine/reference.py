@@ -1,0 +1,144 @@
+"""What transformers itself answers: its own processing (as far as that goes without torchvision) and its own `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from transformers import AutoTokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
+
+from onsight.core.messages import Image, Message, Text
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The prompt's and the answer's token ids, and the raw logits [tokens, vocabulary] that each answer token came from."""
+
+    prompt: list[int]
+    tokens: list[int]
+    logits: torch.Tensor
+
+    @property
+    def logprobs(self) -> torch.Tensor:
+        return torch.log_softmax(self.logits, dim=-1)
+
+
+class Reference:
+    """A checkpoint run by transformers alone, one request at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def generate(self, messages: Sequence[Message], max_tokens: int) -> Expected:
+        """Greedy; media tokens are suppressed, as the engine does."""
+        inputs = self.inputs(messages)
+        media = [self.tokenizer.convert_tokens_to_ids(token) for token in self.media]
+        with torch.inference_mode():
+            made = self.model.generate(
+                **inputs,
+                max_new_tokens=max_tokens,
+                do_sample=False,
+                suppress_tokens=media,
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        count = inputs["input_ids"].shape[1]
+        tokens = made.sequences[0, count:].tolist()
+        return Expected(inputs["input_ids"][0].tolist(), tokens, torch.cat(made.logits))
+
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """The chat template's text, a placeholder for each picture."""
+        turns = [{"role": message.role, "content": [_content(part) for part in message.parts]} for message in messages]
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        assert isinstance(text, str)
+        return text
+
+    media: tuple[str, ...]
+    model: Any
+
+    @property
+    def ends(self) -> list[int]:
+        return list(self.model.generation_config.eos_token_id)
+
+    def inputs(self, messages: Sequence[Message]) -> dict[str, torch.Tensor]:
+        raise NotImplementedError
+
+
+class SmolVLMReference(Reference):
+    """With SmolVLMProcessor's own expansion of a picture's placeholder."""
+
+    media = ("<image>", "<fake_token_around_image>", "<global-img>")
+
+    def __init__(self, folder: Path, *, split: bool = True) -> None:
+        super().__init__(folder)
+        from transformers.models.smolvlm.modeling_smolvlm import SmolVLMForConditionalGeneration
+
+        self.model = SmolVLMForConditionalGeneration.from_pretrained(folder).eval()
+        self.processor = SmolVLMImageProcessorPil.from_pretrained(folder)
+        self.split = split
+
+    def inputs(self, messages: Sequence[Message]) -> dict[str, torch.Tensor]:
+        images = [image for message in messages for image in message.images]
+        text = self.prompt(messages)
+        if not images:
+            return dict(
+                self.tokenizer(text, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False)
+            )
+        made = self.processor(
+            images=[[_pil(image) for image in images]],
+            do_image_splitting=self.split,
+            return_row_col_info=True,
+            return_tensors="pt",
+        )
+        first, *rest = text.split("<image>")
+        full = first
+        for rows, columns, piece in zip(made["rows"][0], made["cols"][0], rest, strict=True):
+            full += (
+                get_image_prompt_string(rows, columns, 4, "<fake_token_around_image>", "<image>", "<global-img>")
+                + piece
+            )
+        inputs = dict(self.tokenizer(full, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False))
+        return inputs | {"pixel_values": made["pixel_values"], "pixel_attention_mask": made["pixel_attention_mask"]}
+
+
+class QwenReference(Reference):
+    """With Qwen2_5_VLProcessor's rule: as many placeholders as merged patches."""
+
+    media = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+
+        self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
+        self.processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+
+    def inputs(self, messages: Sequence[Message]) -> dict[str, torch.Tensor]:
+        images = [image for message in messages for image in message.images]
+        text = self.prompt(messages)
+        extra: dict[str, torch.Tensor] = {}
+        if images:
+            made = self.processor(images=[_pil(image) for image in images], return_tensors="pt")
+            first, *rest = text.split("<|image_pad|>")
+            text = first
+            for grid, piece in zip(made["image_grid_thw"].tolist(), rest, strict=True):
+                text += "<|image_pad|>" * (grid[1] * grid[2] // 4) + piece
+            extra = {"pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}
+        inputs = dict(self.tokenizer(text, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False))
+        pad = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        return inputs | extra | {"mm_token_type_ids": (inputs["input_ids"] == pad).int()}
+
+
+def _content(part: Text | Image) -> dict[str, str]:
+    return {"type": "image"} if isinstance(part, Image) else {"type": "text", "text": part.text}
+
+
+def _pil(image: Image) -> PIL.Image.Image:
+    return PIL.Image.frombytes("RGB", (image.width, image.height), image.pixels)

@@ -1,0 +1,26 @@
+"""The torch engine keeps the contract of all engines."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from onsight.engines.torch_engine import TorchEngine
+from tests.engines.contract import EngineContract
+from tests.engines.torch_engine.conftest import StartEngine
+
+pytestmark = pytest.mark.model
+
+
+class TestTorchEngineWithSmolVLM(EngineContract):
+    @pytest.fixture
+    async def engine(self, smolvlm: Path, start: StartEngine) -> AsyncIterator[TorchEngine]:
+        yield await start(smolvlm)
+
+
+class TestTorchEngineWithQwen(EngineContract):
+    @pytest.fixture
+    async def engine(self, qwen: Path, start: StartEngine) -> AsyncIterator[TorchEngine]:
+        yield await start(qwen)
