@@ -1,4 +1,4 @@
-"""Writes tiny random checkpoints with everything that a real one has: config, weights, tokenizer, template, image settings."""
+"""Writes tiny random checkpoints with all that a real one has: config, weights, tokenizer, template, image settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ QWEN_TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}"
     "{% for content in message['content'] %}{% if content['type'] == 'image' %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}"
+    "{% endif %}{% endfor %}"
     "<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SMOLVLM_SPECIALS = (
@@ -31,7 +32,8 @@ SMOLVLM_SPECIALS = (
     *(f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)),
 )  # fmt: skip
 QWEN_SPECIALS = (
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
+    "<|video_pad|>",
 )  # fmt: skip
 CORPUS = (
     "Where is the red button? What colour is the circle, and what do you see in this picture?",
@@ -123,7 +125,7 @@ def write_qwen(folder: Path, *, seed: int = 0, context: int = 1024) -> Path:
 def draw(
     colour: tuple[int, int, int], width: int = 64, height: int = 48, options: ImageOptions = DEFAULT_IMAGE_OPTIONS
 ) -> Image:
-    """A picture with a white ground and a filled box of `colour`: solid colours, because noise leaves answers unchanged."""
+    """A white ground and a filled shape of `colour`: solid colours, because noise leaves answers unchanged."""
     row = [(255, 255, 255)] * (width // 4) + [colour] * (width - width // 4)
     pixels = b"".join(
         bytes(channel for pixel in (row if y > height // 4 else row[::-1]) for channel in pixel) for y in range(height)
@@ -171,7 +173,8 @@ def _save(
 def _save_tokenizer(tokenizer: Tokenizer, folder: Path, template: str, end: str, specials: Sequence[str]) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     table = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|im_start|>", "eos_token": end, "pad_token": "<|endoftext|>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|im_start|>", "eos_token": end, "pad_token": "<|endoftext|>",
         "chat_template": template, "clean_up_tokenization_spaces": False, "additional_special_tokens": list(specials),
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(table))

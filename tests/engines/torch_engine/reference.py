@@ -1,4 +1,4 @@
-"""What transformers itself answers: its own processing (as far as that goes without torchvision) and its own `generate`."""
+"""What transformers itself answers: its own processing, as far as that goes without torchvision, and `generate`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from onsight.core.messages import Image, Message, Text
 
 @dataclass(frozen=True)
 class Expected:
-    """The prompt's and the answer's token ids, and the raw logits [tokens, vocabulary] that each answer token came from."""
+    """Token ids of prompt and answer, and the raw logits [tokens, vocabulary] that each answer token came from."""
 
     prompt: list[int]
     tokens: list[int]

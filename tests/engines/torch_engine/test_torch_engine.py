@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,11 +15,11 @@ pytestmark = pytest.mark.model
 
 class TestTorchEngineWithSmolVLM(EngineContract):
     @pytest.fixture
-    async def engine(self, smolvlm: Path, start: StartEngine) -> AsyncIterator[TorchEngine]:
-        yield await start(smolvlm)
+    async def engine(self, smolvlm: Path, start: StartEngine) -> TorchEngine:
+        return await start(smolvlm)
 
 
 class TestTorchEngineWithQwen(EngineContract):
     @pytest.fixture
-    async def engine(self, qwen: Path, start: StartEngine) -> AsyncIterator[TorchEngine]:
-        yield await start(qwen)
+    async def engine(self, qwen: Path, start: StartEngine) -> TorchEngine:
+        return await start(qwen)

@@ -35,7 +35,7 @@ class ChatTemplate:
     """Turns messages into pieces in the order in which the model reads them."""
 
     def __init__(self, folder: Path, image_text: str) -> None:
-        """Compile the template in `folder`, which writes `image_text` for a picture. Raises StartError when there is none."""
+        """Compile the template in `folder`, which writes `image_text` for a picture. Raises StartError."""
         source = _find(folder)
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.globals["raise_exception"] = _refuse
@@ -48,7 +48,7 @@ class ChatTemplate:
         self._split = re.compile(f"{_STAND_IN_PATTERN}|({re.escape(image_text)})")
 
     def render(self, messages: Sequence[Message]) -> list[Piece]:
-        """The whole prompt up to where the answer begins. Raises InvalidRequest when the template refuses the messages."""
+        """The whole prompt up to where the answer begins. Raises InvalidRequest when the template refuses it."""
         texts: list[Text] = []
         turns = [_turn(message, texts) for message in messages]
         try:

@@ -164,7 +164,8 @@ def _load(folder: Path, card: ModelCard, settings: TorchSettings, progress: Prog
     device = loading.pick_device(settings.device)
     dtype = loading.pick_dtype(settings.dtype, device)
     vocabulary = Vocabulary(folder)
-    family = families.load_family(card.family, folder, vocabulary, device, dtype, progress)
+    checkpoint = loading.Checkpoint(folder, device, dtype, progress)
+    family = families.load_family(card.family, checkpoint, vocabulary)
     decoder = family.decoder
     size = kv_cache.fit(decoder.shape, family.context_tokens, settings, device, dtype)
     cache = kv_cache.KeyValueCache(decoder.shape, size, device, dtype)

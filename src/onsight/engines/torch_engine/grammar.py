@@ -14,8 +14,6 @@ from onsight.core.errors import InvalidRequest
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
 _KEPT_SCHEMAS = 64
-_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""One way to write blanks, json.dumps's: free blanks let a model fill its whole answer with them."""
 
 
 class Grammar:
@@ -33,7 +31,7 @@ class Grammar:
         return bool(self._matcher.is_stopped())
 
     def allowed(self, vocab_rows: int) -> torch.Tensor:
-        """[vocab_rows], True for every token that may come next; the end of the answer only where the schema is satisfied."""
+        """[vocab_rows], True for every token that may come next; the end only where the schema is satisfied."""
         words = numpy.frombuffer(self._matcher.compute_bitmask(), dtype=numpy.uint8)
         bits = numpy.unpackbits(words, bitorder="little")[:vocab_rows]
         return torch.from_numpy(bits.astype(numpy.bool_))
@@ -69,11 +67,13 @@ class GrammarCompiler:
 
     def _build(self, schema: str) -> LLMatcher:
         try:
-            matcher = LLMatcher(
-                self._tokenizer, LLMatcher.grammar_from_json_schema(schema, overrides=_LAYOUT), log_level=0
+            # One way to write blanks, json.dumps's: free blanks let a model fill its whole answer with them.
+            grammar = LLMatcher.grammar_from_json_schema(
+                schema, overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
             )
         except ValueError as error:
             raise InvalidRequest(f"the JSON schema cannot be read: {error}", param="response_format") from None
+        matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             raise InvalidRequest(f"the JSON schema cannot be used: {matcher.get_error()}", param="response_format")
         return matcher

@@ -47,11 +47,11 @@ def fit(
         return KeyValueSize(settings.max_num_seqs, tokens)
     each = room // settings.max_num_seqs
     if settings.max_model_len is not None or each < min(_SHORTEST_CONTEXT, longest):
-        need, have = tokens * settings.max_num_seqs, room
+        need = tokens * settings.max_num_seqs
         raise StartError(
             f"keys and values of {settings.max_num_seqs} requests of {tokens} tokens need {need} places"
-            f" ({need * bytes_a_token / 2**30:.1f} GiB), but there is room for {have} ({have * bytes_a_token / 2**30:.1f} GiB):"
-            " lower max_num_seqs or max_model_len"
+            f" ({need * bytes_a_token / 2**30:.2f} GiB), but there is room for {room}"
+            f" ({room * bytes_a_token / 2**30:.2f} GiB): lower max_num_seqs or max_model_len"
         )
     log.info(
         "context lowered from %d to %d tokens, so that %d requests fit in memory", tokens, each, settings.max_num_seqs

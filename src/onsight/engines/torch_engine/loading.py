@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +24,16 @@ JsonObject = dict[str, object]
 _REMOTE_CODE_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
 _FORGETTABLE = (".rotary_emb.inv_freq", ".position_ids")
 """Buffers that old checkpoints store though they are computed, not learned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A folder that was checked, and how its model is to stand in memory."""
+
+    folder: Path
+    device: torch.device
+    dtype: torch.dtype
+    progress: Progress | None = None
 
 
 def read_json(path: Path) -> JsonObject:
@@ -81,12 +93,13 @@ def _weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def load_weights(model: nn.Module, folder: Path, rename: Callable[[str], str], progress: Progress | None) -> None:
-    """Copy every tensor in `folder` into `model`, casting to the model's number format on the way.
+def load_weights(model: nn.Module, checkpoint: Checkpoint, rename: Callable[[str], str]) -> None:
+    """Copy every tensor of `checkpoint` into `model`, casting to the model's number format on the way.
 
     `rename` maps a checkpoint's tensor name to the model's. Raises StartError with the name of the first missing, unexpected
     or mis-shaped tensor; buffers that are computed and output weights tied to the input ones may be absent or present.
     """
+    folder, progress = checkpoint.folder, checkpoint.progress
     targets = model.state_dict(keep_vars=True)
     groups: dict[int, list[str]] = {}
     for name, target in targets.items():
@@ -120,7 +133,7 @@ def _stored_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], torch.Tens
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)
-                    yield name, lambda name=name, file=file: file.get_tensor(name)
+                    yield name, partial(file.get_tensor, name)
         except (OSError, SafetensorError) as error:
             raise StartError(f"{path} is no readable safetensors file: {error}") from None
 

@@ -20,7 +20,7 @@ class SlotRecord:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A slot for a new request; its first `tokens` positions are to be copied from slot `source` (which may be itself)."""
+    """A slot for a new request; its first `tokens` positions are to come from slot `source`, which may be itself."""
 
     slot: int
     source: int

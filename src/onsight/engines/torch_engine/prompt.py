@@ -17,9 +17,9 @@ from onsight.engines.torch_engine.vocabulary import Vocabulary
 class ImagePlan:
     """How a family will look at one picture; worked out from its size alone, before any pixel is touched.
 
-    `key`: SHA-256 (hex) of content and processing settings, the picture's name in the feature cache and in prefixes.
+    `key`: SHA-256 (hex) of content and processing settings, the picture's name in the caches.
     `token_ids`: what stands for it in the prompt, the family's image token wherever a feature goes.
-    `grid`: the family's own (rows, columns); tiles for SmolVLM, patches for Qwen. `settings`: what `prepare` must apply.
+    `grid`: the family's own (rows, columns): tiles for SmolVLM, patches for Qwen. `settings`: what `prepare` applies.
     """
 
     image: Image

@@ -15,7 +15,7 @@ _COLDEST = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The next token of one sequence. With log-probabilities asked for: its own, and (token, log-probability) of the likeliest."""
+    """The next token of one sequence; where asked for, its log-probability and (token, log-probability) of the likeliest."""
 
     token_id: int
     logprob: float | None = None
@@ -84,7 +84,7 @@ def _draw(scores: torch.Tensor, sequences: Rows[Sequence]) -> torch.Tensor:
 
 
 def _report(logits: torch.Tensor, chosen: torch.Tensor, sequences: Rows[Sequence]) -> dict[int, Choice]:
-    """Log-probabilities of the model's own distribution (temperature 1, no penalty, no schema) where they were asked for."""
+    """Log-probabilities of the model's own distribution (temperature 1, no penalty, no schema), where asked for."""
     rows = [row for row, sequence in enumerate(sequences) if sequence.sampling.logprobs]
     if not rows:
         return {}

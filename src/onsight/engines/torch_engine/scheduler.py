@@ -39,7 +39,7 @@ class Scheduler:
             self.retire(sequence)
 
     def schedule(self) -> Batch:
-        """The next step; empty when nothing runs or waits. Sequences that wait for a slot or for budget stay in line."""
+        """The next step; empty when nothing runs or waits. Who finds no slot or no budget stays in line."""
         decode = tuple(sorted((one for one in self.running if one.prefilled), key=lambda one: one.slot))
         chunks: list[Chunk] = []
         for sequence in self.running:

@@ -13,10 +13,10 @@ DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
 class TorchSettings:
     """What the operator chose; "auto" and None leave it to the machine.
 
-    `max_model_len`: most tokens of prompt and answer together; None is the checkpoint's own limit, lowered when memory is short.
-    `max_num_seqs`: requests that run at once, each in a slot of its own. `image_cache_bytes`: bound of the image feature cache.
-    `kv_cache_tokens`: places for keys and values over all slots; None is what free memory holds. `threads`: CPU threads of the
-    model's thread; None is torch's own choice.
+    `max_model_len`: most tokens of prompt and answer together; None is the checkpoint's own limit, lowered when memory
+    is short. `max_num_seqs`: requests that run at once, each in a slot of its own. `image_cache_bytes`: bound of the
+    image feature cache. `kv_cache_tokens`: places for keys and values over all slots; None is what free memory holds.
+    `threads`: CPU threads of one forward; None is torch's own choice.
     """
 
     device: DeviceChoice = "auto"

@@ -61,7 +61,7 @@ class StepLoop:
         self._stopping = True
         self.wake()
 
-    def run(self, post: Callable[[Outbox], None]) -> None:
+    def run(self, post: Callable[[Outbox], object]) -> None:
         """Step until stopped; `post` is called once a step that has something to say."""
         with torch.inference_mode():
             while not self._stopping:
@@ -104,7 +104,7 @@ class StepLoop:
                 self._scheduler.computed(chunk.sequence, chunk.stop)
             ended = [row for row, chunk in enumerate(chunks) if chunk.last]
             self._advance([chunks[row].sequence for row in ended], logits[ended])
-        except Exception:  # the engine's boundary: whatever breaks concerns these requests only
+        except Exception:  # noqa: BLE001 the engine's boundary: whatever breaks concerns these requests only
             if len(chunks) == 1:
                 self._fail([chunks[0].sequence])
                 return
@@ -119,7 +119,7 @@ class StepLoop:
             for sequence in sequences:
                 self._scheduler.computed(sequence, sequence.computed + 1)
             self._advance(sequences, logits)
-        except Exception:  # the engine's boundary: whatever breaks concerns these requests only
+        except Exception:  # noqa: BLE001 the engine's boundary: whatever breaks concerns these requests only
             self._fail([sequence for sequence in sequences if sequence in self._scheduler.running])
 
     def _fail(self, sequences: Rows[Sequence]) -> None:

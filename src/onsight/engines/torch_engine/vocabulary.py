@@ -7,14 +7,14 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from onsight.core.errors import StartError
 from onsight.engines.torch_engine.loading import read_json, read_optional_json
 
 
 def _byte_of_character() -> dict[str, int]:
-    """Byte-level BPE writes every byte as one printable character: itself where it has a shape, else from U+0100 on (GPT-2)."""
+    """Byte-level BPE (GPT-2) writes each byte as one printable character: itself if it has a shape, else from U+0100."""
     shaped = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in shaped]
     return {chr(byte): byte for byte in shaped} | {chr(256 + n): byte for n, byte in enumerate(others)}
@@ -26,8 +26,8 @@ BYTE_OF_CHARACTER = _byte_of_character()
 class Vocabulary:
     """Byte-level BPE as `tokenizer.json` describes it.
 
-    Two tokenizers stand behind it: `encode_template` knows the special tokens, `encode` has never heard of them, so that a
-    user who types `<image>` has typed seven plain characters.
+    Two tokenizers stand behind it: one knows the special tokens, the other has never heard of them, so that a user who
+    types `<image>` has typed seven plain characters.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,7 +38,7 @@ class Vocabulary:
             raise StartError(f"{self.path} is not a byte-level tokenizer, the only kind that this engine reads")
         self._full = Tokenizer.from_str(json.dumps(table))
         self._plain = Tokenizer.from_str(json.dumps(table | {"added_tokens": [], "post_processor": None}))
-        self._added = {id_: token for id_, token in self._full.get_added_tokens_decoder().items()}
+        self._added: dict[int, AddedToken] = dict(self._full.get_added_tokens_decoder())
         self._specials = _pattern(self._added.values())
         self._bytes: dict[int, bytes] = {}
 
@@ -109,18 +109,18 @@ def _is_byte_level(decoder: object) -> bool:
     return decoder.get("type") == "ByteLevel" or any(_is_byte_level(one) for one in inner)
 
 
-def _pattern(added: Iterable[object]) -> re.Pattern[str]:
+def _pattern(added: Iterable[AddedToken]) -> re.Pattern[str]:
     """One group that matches any special token, longest first, with the blanks that it swallows."""
-    tokens = sorted(added, key=lambda token: -len(token.content))  # type: ignore[attr-defined]
+    tokens = sorted(added, key=lambda token: -len(token.content))
     if not tokens:
         return re.compile(r"((?!))")
     return re.compile("(" + "|".join(_spelling(token) for token in tokens) + ")")
 
 
-def _spelling(token: object) -> str:
-    blanks_left = r"\s*" if token.lstrip else ""  # type: ignore[attr-defined]
-    blanks_right = r"\s*" if token.rstrip else ""  # type: ignore[attr-defined]
-    return blanks_left + re.escape(token.content) + blanks_right  # type: ignore[attr-defined]
+def _spelling(token: AddedToken) -> str:
+    blanks_left = r"\s*" if token.lstrip else ""
+    blanks_right = r"\s*" if token.rstrip else ""
+    return blanks_left + re.escape(token.content) + blanks_right
 
 
 def end_token_ids(folder: Path, vocabulary: Vocabulary) -> frozenset[int]:

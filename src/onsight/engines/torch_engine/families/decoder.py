@@ -62,7 +62,7 @@ class Decoder:
     ) -> torch.Tensor:
         """[rows, tokens, hidden] -> the same, after every layer and the final norm.
 
-        `positions`: [axes, rows, tokens]. `mask`: [rows, 1, tokens, seen], True where a query may look; None is plain causal.
+        `positions`: [axes, rows, tokens]. `mask`: [rows, 1, tokens, seen], True where a query may look; None is causal.
         """
         rotary = self._rotary(embeds, positions if self.axes > 1 else positions[0])
         hidden = embeds

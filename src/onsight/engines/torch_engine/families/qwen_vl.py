@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import PIL.Image
 import torch
@@ -14,11 +13,10 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLCo
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from onsight.core.engine import Progress
 from onsight.core.errors import InvalidMedia, InvalidRequest, StartError
 from onsight.core.messages import Image
 from onsight.engines.torch_engine.families.decoder import Decoder, KeyValueShape
-from onsight.engines.torch_engine.loading import image_settings, load_weights, read_json
+from onsight.engines.torch_engine.loading import Checkpoint, image_settings, load_weights, read_json
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
@@ -30,29 +28,28 @@ _MOST_STRETCHED = 200
 
 
 class QwenVL:
-    """See `Family`. A picture keeps its shape: both edges are rounded to whole merged patches, its area kept within bounds.
+    """See `Family`. A picture keeps its shape: edges are rounded to whole merged patches, its area is kept within bounds.
 
-    `detail`: "auto" and "high" see up to the checkpoint's own `max_pixels`, "low" up to 401,408 px (512 tokens) of that.
+    `detail`: "auto" and "high" see up to the checkpoint's own `max_pixels`, "low" at most 401,408 px (512 tokens).
     `min_pixels` and `max_pixels` replace the bounds; together with a smaller `detail` the smaller bound counts.
     """
 
     image_text = _IMAGE
 
-    def __init__(
-        self, folder: Path, vocabulary: Vocabulary, device: torch.device, dtype: torch.dtype, progress: Progress | None
-    ) -> None:
-        """Load the checkpoint in `folder`. Raises StartError."""
+    def __init__(self, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
+        """Load the model. Raises StartError."""
+        folder = checkpoint.folder
         config = Qwen2_5_VLConfig.from_dict(read_json(folder / "config.json"))
         text = config.text_config
         if "sliding_attention" in text.layer_types:
             raise StartError(f"{folder}: config.json asks for sliding-window attention, which this engine does not do")
-        with no_init_weights(), torch.device(device):
+        with no_init_weights(), torch.device(checkpoint.device):
             model = Qwen2_5_VLForConditionalGeneration._from_config(
-                config, dtype=dtype, attn_implementation="sdpa"
+                config, dtype=checkpoint.dtype, attn_implementation="sdpa"
             ).eval()
         if config.tie_word_embeddings:
             model.lm_head.weight = model.model.language_model.embed_tokens.weight
-        load_weights(model, folder, _rename, progress)
+        load_weights(model, checkpoint, _rename)
         shape = KeyValueShape(
             text.num_hidden_layers, text.num_key_value_heads, text.hidden_size // text.num_attention_heads
         )
@@ -126,7 +123,7 @@ class QwenVL:
         return Pixels(plan, made["pixel_values"])
 
     def place(self, prompt: Prompt) -> None:
-        """See `Family.place`: text counts up on all axes at once; a picture spreads over (time, row, column) from where it begins."""
+        """See `Family.place`: text counts up on all axes at once; a picture spreads over (time, row, column)."""
         parts: list[torch.Tensor] = []
         index = position = 0
         for span in prompt.spans:

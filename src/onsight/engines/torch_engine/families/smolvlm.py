@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import PIL.Image
 import torch
@@ -14,11 +13,10 @@ from transformers.models.smolvlm.configuration_smolvlm import SmolVLMConfig
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.models.smolvlm.modeling_smolvlm import SmolVLMForConditionalGeneration
 
-from onsight.core.engine import Progress
 from onsight.core.errors import Unsupported
 from onsight.core.messages import Image
 from onsight.engines.torch_engine.families.decoder import Decoder, KeyValueShape
-from onsight.engines.torch_engine.loading import image_settings, load_weights, read_json
+from onsight.engines.torch_engine.loading import Checkpoint, image_settings, load_weights, read_json
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
@@ -30,23 +28,24 @@ _LARGEST_EDGE_PX = 4096
 
 
 class SmolVLM:
-    """See `Family`. A picture is one view of `max_image_size`, or rows and columns of such tiles and the whole as the last.
+    """See `Family`. A picture is one view of `max_image_size`, or rows of such tiles and the whole as the last.
 
-    `detail`: "low" never splits; "high" and "auto" do what the checkpoint was trained for. Pixel bounds have no meaning here.
+    `detail`: "low" never splits; "high" and "auto" do what the checkpoint was trained for. Pixel bounds are refused.
     """
 
     image_text = _IMAGE
 
-    def __init__(
-        self, folder: Path, vocabulary: Vocabulary, device: torch.device, dtype: torch.dtype, progress: Progress | None
-    ) -> None:
-        """Load the checkpoint in `folder`. Raises StartError."""
+    def __init__(self, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
+        """Load the model. Raises StartError."""
+        folder = checkpoint.folder
         config = SmolVLMConfig.from_dict(read_json(folder / "config.json"))
-        with no_init_weights(), torch.device(device):
-            model = SmolVLMForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
+        with no_init_weights(), torch.device(checkpoint.device):
+            model = SmolVLMForConditionalGeneration._from_config(
+                config, dtype=checkpoint.dtype, attn_implementation="sdpa"
+            ).eval()
         if config.tie_word_embeddings:
             model.lm_head.weight = model.model.text_model.embed_tokens.weight
-        load_weights(model, folder, lambda name: name, progress)
+        load_weights(model, checkpoint, lambda name: name)
         text, vision = config.text_config, config.vision_config
         self.decoder = Decoder(
             model.model.text_model,
@@ -87,7 +86,7 @@ class SmolVLM:
         return int(self._processor.max_image_size["longest_edge"])
 
     def _grid(self, image: Image) -> tuple[int, int]:
-        """(rows, columns) of tiles; (0, 0) when the picture is one view. Follows the image processor's own two resizes."""
+        """(rows, columns) of tiles; (0, 0) for one view. Follows the image processor's own two resizes."""
         longest = int(self._processor.size["longest_edge"])
         width, height = _fit(image.width, image.height, longest)
         width, height = _shrink(width, height, _LARGEST_EDGE_PX)
