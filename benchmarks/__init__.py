@@ -1,0 +1,1 @@
+"""How fast Onsight answers, beside what people use today; see README.md."""
