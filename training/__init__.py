@@ -1,0 +1,1 @@
+"""Training of Peek, the small vision-language model that ships with Onsight."""
