@@ -1,0 +1,131 @@
+"""The application: which layer wraps which, and which route answers where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from onsight import __version__
+from onsight.api.auth import Auth
+from onsight.api.body_limits import BodyLimits
+from onsight.api.boundary import Boundary
+from onsight.api.docs import DocsRoutes
+from onsight.api.errors import ErrorAnswer, answer_http_exception, answer_validation_error
+from onsight.api.health import About, Health, HealthRoutes, Ready
+from onsight.api.openai.answers import ChatCompletion, ChatCompletionChunk
+from onsight.api.openai.chat import ChatRoute
+from onsight.api.openai.models import ModelList, ModelObject, ModelRoutes
+from onsight.api.openai.wire import ChatRequest
+from onsight.api.services import ApiSettings, Services
+
+__all__ = ["ApiSettings", "Services", "create_app"]
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | None = None) -> FastAPI:
+    """The HTTP face over `services`; starting and closing engines is the caller's business, or `lifespan`'s."""
+    open_paths = {"/openapi.json": settings.open_docs, "/metrics": settings.open_metrics}
+    layers = [Middleware(Boundary)]
+    if settings.api_key is not None:
+        opened = frozenset(path for path, is_open in open_paths.items() if is_open)
+        layers.append(Middleware(Auth, key=settings.api_key, open_paths=opened))
+    layers.append(
+        Middleware(
+            BodyLimits,
+            max_bytes=settings.max_body_bytes,
+            max_total_bytes=settings.max_bodies_bytes,
+            timeout_s=settings.body_timeout_s,
+        )
+    )
+    app = _Application(
+        title="Onsight",
+        version=__version__,
+        description="A self-hosted vision-language server. Every error has the body of `ErrorAnswer`.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        middleware=layers,
+        lifespan=lifespan,
+        responses={"default": {"model": ErrorAnswer, "description": "An error"}},
+        exception_handlers={HTTPException: answer_http_exception, RequestValidationError: answer_validation_error},
+    )
+    health = _add_routes(app, services, settings)
+    health.endpoints.update(_endpoints(app))
+    return app
+
+
+class _Application(FastAPI):
+    """FastAPI, whose description also knows the bodies that our routes read by themselves."""
+
+    def openapi(self) -> dict[str, Any]:
+        if self.openapi_schema is None:
+            described = get_openapi(
+                title=self.title, version=self.version, description=self.description, routes=self.routes
+            )
+            schemas = described.setdefault("components", {}).setdefault("schemas", {})
+            for body in BODIES:
+                schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+                schemas.update(schema.pop("$defs", {}))
+                schemas[body.__name__] = schema
+            described["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            described["security"] = [{"key": []}, {}]
+            self.openapi_schema = described
+        return self.openapi_schema
+
+
+BODIES: tuple[type[BaseModel], ...] = (ChatRequest, ChatCompletionChunk)
+"""What routes read or stream by themselves, for the description."""
+
+
+def _reads(body: type[BaseModel]) -> dict[str, Any]:
+    """The description of a route that reads a JSON `body` by itself."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _reference(body)}}}}
+
+
+def _reference(model: type[BaseModel]) -> Mapping[str, str]:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> HealthRoutes:
+    chat, models = ChatRoute(services, settings), ModelRoutes(services)
+    health, docs = HealthRoutes(services), DocsRoutes(app)
+    streamed = {"content": {"text/event-stream": {"schema": _reference(ChatCompletionChunk)}}}
+    app.add_api_route(
+        "/v1/chat/completions",
+        chat.answer,
+        methods=["POST"],
+        tags=["OpenAI"],
+        responses={200: {"model": ChatCompletion, **streamed}},
+        openapi_extra=_reads(ChatRequest),
+    )
+    app.add_api_route("/v1/models", models.list, response_model=ModelList, tags=["OpenAI"])
+    app.add_api_route("/v1/models/{model:path}", models.get, response_model=ModelObject, tags=["OpenAI"])
+    app.add_api_route("/", health.about, responses={200: {"model": About}}, tags=["server"])
+    app.add_api_route(
+        "/health", health.health, responses={200: {"model": Health}, 503: {"model": Health}}, tags=["server"]
+    )
+    app.add_api_route("/ready", health.ready, responses={200: {"model": Ready}}, tags=["server"])
+    app.add_api_route("/metrics", services.metrics.answer, tags=["server"])
+    app.add_api_route("/docs", docs.page, include_in_schema=False)
+    app.add_api_route("/openapi.json", docs.openapi, tags=["server"])
+    for path, probe in (("/health", health.health), ("/ready", health.ready)):
+        app.add_api_route(path, probe, methods=["HEAD"], include_in_schema=False)
+    return health
+
+
+def _endpoints(app: FastAPI) -> dict[str, str]:
+    """Path -> method and summary, from the description, so that no route is listed twice."""
+    listed: dict[str, str] = {}
+    for path, operations in app.openapi()["paths"].items():
+        listed[path] = "; ".join(f"{method.upper()}: {what['summary']}" for method, what in operations.items())
+    return listed

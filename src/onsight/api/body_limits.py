@@ -1,0 +1,93 @@
+"""How many bytes a body may have, how long a client may take to send it, and how many bodies may be held at once."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from onsight.core.errors import Overloaded, TimedOut, TooLarge
+
+MIN_BYTES_PER_S = 128 << 10
+"""A body that comes at least this fast may take longer than the time limit."""
+
+
+class BodyLimits:
+    """ASGI middleware: refuses a body by its Content-Length, and counts what really comes.
+
+    The bytes of a body stay reserved until its request has been answered, since its pictures live that long.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, max_total_bytes: int, timeout_s: float) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+        self._max_total_bytes = max(max_bytes, max_total_bytes)
+        self._timeout_s = timeout_s
+        self._held_bytes = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = int(Headers(scope=scope).get("content-length", "0"))
+        if declared > self._max_bytes:
+            raise self._too_large(f"{declared} bytes")
+        body = _Body(self, receive, declared)
+        try:
+            await self._app(scope, body.receive, send)
+        finally:
+            self._held_bytes -= body.reserved_bytes
+
+    def reserve(self, body: _Body, wanted_bytes: int) -> None:
+        """Raise the reservation of `body` to `wanted_bytes`. Raises TooLarge or Overloaded."""
+        more = wanted_bytes - body.reserved_bytes
+        if more <= 0:
+            return
+        if wanted_bytes > self._max_bytes:
+            raise self._too_large(f"more than {self._max_bytes} bytes")
+        if self._held_bytes + more > self._max_total_bytes:
+            raise Overloaded("too many large requests are being answered; try again in a moment", retry_after_s=2)
+        self._held_bytes += more
+        body.reserved_bytes = wanted_bytes
+
+    def deadline(self, began: float, received_bytes: int) -> float:
+        """When, on the event loop's clock, the next piece of a body must have come."""
+        return began + self._timeout_s + received_bytes / MIN_BYTES_PER_S
+
+    def too_slow(self, received_bytes: int) -> TimedOut:
+        return TimedOut(
+            f"the body came too slowly, {received_bytes} bytes in {self._timeout_s:g} s (server.body_timeout_s)"
+        )
+
+    def _too_large(self, size: str) -> TooLarge:
+        return TooLarge(f"the body has {size}; the limit is {self._max_bytes} (server.max_body_bytes)")
+
+
+class _Body:
+    """One request's body as it comes in."""
+
+    def __init__(self, limits: BodyLimits, receive: Receive, declared_bytes: int) -> None:
+        self._limits = limits
+        self._receive = receive
+        self._declared_bytes = declared_bytes
+        self._received_bytes = 0
+        self._began: float | None = None
+        self._complete = False
+        self.reserved_bytes = 0
+
+    async def receive(self) -> Message:
+        if self._complete:
+            return await self._receive()
+        if self._began is None:
+            self._began = asyncio.get_running_loop().time()
+            self._limits.reserve(self, self._declared_bytes)
+        try:
+            async with asyncio.timeout_at(self._limits.deadline(self._began, self._received_bytes)):
+                message = await self._receive()
+        except TimeoutError:
+            raise self._limits.too_slow(self._received_bytes) from None
+        self._received_bytes += len(message.get("body", b""))
+        self._limits.reserve(self, self._received_bytes)
+        self._complete = not message.get("more_body", False)
+        return message

@@ -1,0 +1,123 @@
+"""The outermost layer: gives every request its id, and turns every error that nobody caught into an answer.
+
+This is one of the two places in Onsight where a broad `except` is right (the other is the engine's step loop).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import uuid
+from collections.abc import Mapping
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from onsight.api.connection import ClientLeft
+from onsight.api.errors import InternalError, error_body, error_response
+from onsight.api.request_log import log_refusal
+from onsight.api.sse import MEDIA_TYPE, event
+from onsight.core.errors import RequestError
+
+_log = logging.getLogger(__name__)
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+_LINGER_S = 2.0
+_LINGER_BYTES = 1 << 16
+
+
+def request_id(scope: Scope) -> str:
+    """The id that the boundary gave to the request of `scope`."""
+    return str(scope["state"]["request_id"])
+
+
+class Boundary:
+    """Wraps the whole application, as ASGI middleware."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = _Exchange(Headers(scope=scope), receive, send)
+        scope.setdefault("state", {})["request_id"] = exchange.id
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except ClientLeft:
+            return
+        except RequestError as error:
+            await self._answer(error, scope, exchange)
+        except Exception:  # noqa: BLE001 (the boundary)
+            _log.exception("request %s failed", exchange.id)
+            await self._answer(
+                InternalError(f"something went wrong on our side; the server's log has it under request {exchange.id}"),
+                scope,
+                exchange,
+            )
+
+    async def _answer(self, error: RequestError, scope: Scope, exchange: _Exchange) -> None:
+        if not exchange.started:
+            log_refusal(exchange.id, scope["method"], scope["path"], error)
+            await error_response(error)(scope, exchange.receive, exchange.send)
+        elif exchange.is_stream:
+            await exchange.send({"type": "http.response.body", "body": event(error_body(error)), "more_body": False})
+        else:
+            raise error
+
+
+class _Exchange:
+    """One request and its answer, watched as they pass."""
+
+    def __init__(self, headers: Headers, receive: Receive, send: Send) -> None:
+        given = headers.get("x-request-id", "")
+        self.id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        self.started = False
+        self.is_stream = False
+        self._receive = receive
+        self._send = send
+        self._unread = _has_body(headers)
+        self._large = int(_length(headers) or 0) > _LINGER_BYTES or "transfer-encoding" in headers
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            self._unread = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._begin(MutableHeaders(raw=list(message.get("headers", ()))), message)
+        elif not message.get("more_body", False) and self._unread:
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body", "body": b"", "more_body": False}
+        await self._send(message)
+
+    def _begin(self, headers: MutableHeaders, message: Message) -> None:
+        self.started = True
+        self.is_stream = headers.get("content-type", "").startswith(MEDIA_TYPE)
+        headers["x-request-id"] = self.id
+        if self._unread and self._large:
+            headers["connection"] = "close"
+        message["headers"] = headers.raw
+
+    async def _linger(self) -> None:
+        """Read on for a moment after a refusal: a connection closed under a sending client would lose it the answer."""
+        try:
+            async with asyncio.timeout(_LINGER_S):
+                while self._unread:
+                    await self.receive()
+        except TimeoutError:
+            return
+
+
+def _length(headers: Mapping[str, str]) -> str | None:
+    return headers.get("content-length")
+
+
+def _has_body(headers: Mapping[str, str]) -> bool:
+    return _length(headers) not in (None, "0") or "transfer-encoding" in headers

@@ -1,0 +1,138 @@
+"""Which HTTP status each error has, in one table, and the error body that every route answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from onsight.core import errors
+
+
+class ErrorObject(BaseModel):
+    """What went wrong, which field is at fault, and a short word for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every answer that is an error, in OpenAI's form."""
+
+    error: ErrorObject
+
+
+class Unauthorized(errors.RequestError):
+    """The request carries no key, or a wrong one."""
+
+    code = "invalid_api_key"
+
+
+class WrongContentType(errors.InvalidRequest):
+    """The body is not in a form that the route reads."""
+
+    code = "unsupported_media_type"
+
+
+class NoSuchRoute(errors.RequestError):
+    """Nothing answers at this path."""
+
+    code = "not_found"
+
+
+class WrongMethod(errors.RequestError):
+    """The path answers to other methods; `allow` lists them."""
+
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
+class InternalError(errors.RequestError):
+    """Something that nobody foresaw; the log has it, the client gets the request's id."""
+
+    code = "internal_error"
+
+
+_INVALID = "invalid_request_error"
+
+STATUSES: Mapping[type[errors.RequestError], tuple[int, str]] = {
+    errors.InvalidRequest: (400, _INVALID),
+    Unauthorized: (401, "authentication_error"),
+    errors.UnknownModel: (404, _INVALID),
+    NoSuchRoute: (404, _INVALID),
+    WrongMethod: (405, _INVALID),
+    errors.TimedOut: (408, "timeout_error"),
+    errors.TooLarge: (413, _INVALID),
+    WrongContentType: (415, _INVALID),
+    errors.Overloaded: (429, "rate_limit_error"),
+    errors.EngineFailed: (500, "server_error"),
+    InternalError: (500, "server_error"),
+    errors.Unavailable: (503, "server_error"),
+}
+"""Error class -> (HTTP status, OpenAI's `type`); a class that is not listed has its nearest ancestor's row."""
+
+
+def status_of(error: errors.RequestError) -> tuple[int, str]:
+    """The row of `STATUSES` for `error`."""
+    for kind in type(error).__mro__:
+        if kind in STATUSES:
+            return STATUSES[kind]
+    return 500, "server_error"
+
+
+def error_answer(error: errors.RequestError) -> ErrorAnswer:
+    """`error` in OpenAI's form."""
+    kind = status_of(error)[1]
+    return ErrorAnswer(error=ErrorObject(message=error.message, type=kind, param=error.param, code=error.code))
+
+
+def error_body(error: errors.RequestError) -> bytes:
+    """OpenAI's error object, as JSON on one line."""
+    return error_answer(error).model_dump_json().encode()
+
+
+def error_response(error: errors.RequestError) -> Response:
+    """The whole answer to a request that ends in `error`."""
+    headers: dict[str, str] = {}
+    match error:
+        case errors.Overloaded() | errors.Unavailable():
+            headers["retry-after"] = str(error.retry_after_s)
+        case WrongMethod():
+            headers["allow"] = error.allow
+        case Unauthorized():
+            headers["www-authenticate"] = "Bearer"
+    return Response(error_body(error), status_of(error)[0], headers, "application/json")
+
+
+async def answer_http_exception(request: Request, error: Exception) -> Response:
+    """The router's own errors (no such path, wrong method) in our words."""
+    if not isinstance(error, HTTPException):
+        raise error
+    method, path = request.method, request.url.path
+    match error.status_code:
+        case 404:
+            return error_response(NoSuchRoute(f"nothing answers at {path}; GET /docs lists the routes"))
+        case 405:
+            allow = (error.headers or {}).get("Allow", "")
+            why = f"{path} does not answer to {method}; it answers to {allow}"
+            return error_response(WrongMethod(why, allow=allow))
+        case _:
+            return error_response(errors.InvalidRequest(str(error.detail)))
+
+
+async def answer_validation_error(request: Request, error: Exception) -> Response:
+    """FastAPI's own check of paths and queries: 400, with the place of the fault."""
+    if not isinstance(error, RequestValidationError):
+        raise error
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"][1:])
+    return error_response(errors.InvalidRequest(f"{place}: {first['msg']}", param=place))

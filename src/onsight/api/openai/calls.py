@@ -1,0 +1,80 @@
+"""A chat request in OpenAI's dialect as the call that the chat task understands. Pure."""
+
+from __future__ import annotations
+
+import json
+
+from onsight.api.openai.wire import (
+    ChatMessage,
+    ChatRequest,
+    ImageUrl,
+    ImageUrlPart,
+    InlineImagePart,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    Part,
+    TextFormat,
+    TextPart,
+)
+from onsight.api.services import ApiSettings
+from onsight.core.generation import Sampling
+from onsight.core.messages import Draft, ImageOptions, ImageRef, Text
+from onsight.tasks.chat import ChatCall
+
+
+def to_call(request: ChatRequest, settings: ApiSettings, request_id: str) -> ChatCall:
+    """`request`, with the server's defaults where it names none."""
+    return ChatCall(
+        drafts=tuple(_draft(message, f"messages.{index}") for index, message in enumerate(request.messages)),
+        model=request.model,
+        sampling=_sampling(request, settings),
+        schema=_schema(request),
+        n=request.n or 1,
+        request_id=request_id,
+    )
+
+
+def _draft(message: ChatMessage, place: str) -> Draft:
+    role = "system" if message.role == "developer" else message.role
+    return Draft(role, tuple(_part(part, f"{place}.content.{index}") for index, part in enumerate(message.content)))
+
+
+def _part(part: Part, place: str) -> Text | ImageRef:
+    match part:
+        case TextPart():
+            return Text(part.text)
+        case ImageUrlPart():
+            return ImageRef(part.image_url.url, _options(part.image_url), f"{place}.image_url")
+        case InlineImagePart():
+            # Decoding belongs to the media door's threads, so bare base64 travels on as a data: URL.
+            b64 = part.image.b64
+            return ImageRef(b64 if b64.startswith("data:") else f"data:;base64,{b64}", param=f"{place}.image")
+
+
+def _options(image: ImageUrl) -> ImageOptions:
+    return ImageOptions(image.detail or "auto", image.min_pixels, image.max_pixels)
+
+
+def _sampling(request: ChatRequest, settings: ApiSettings) -> Sampling:
+    return Sampling(
+        max_tokens=request.max_completion_tokens or request.max_tokens or settings.max_tokens_default,
+        temperature=settings.temperature_default if request.temperature is None else request.temperature,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        top_k=request.top_k or 0,
+        seed=request.seed,
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        stop=tuple(request.stop or ()),
+        logprobs=bool(request.logprobs),
+        top_logprobs=request.top_logprobs or 0,
+    )
+
+
+def _schema(request: ChatRequest) -> str | None:
+    match request.response_format:
+        case None | TextFormat():
+            return None
+        case JsonObjectFormat():
+            return '{"type": "object"}'
+        case JsonSchemaFormat(json_schema=form):
+            return json.dumps(form.schema_)

@@ -1,0 +1,62 @@
+"""POST /v1/chat/completions: read, call the chat task, answer plainly or as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from onsight.api.boundary import request_id
+from onsight.api.connection import while_connected
+from onsight.api.json_body import read_json
+from onsight.api.openai.answers import Heading, chunks, completion
+from onsight.api.openai.calls import to_call
+from onsight.api.openai.wire import ChatRequest
+from onsight.api.services import ApiSettings, Services
+from onsight.api.sse import DONE, EventStream, event
+from onsight.core.errors import InvalidRequest
+from onsight.tasks.chat import ChatCall, collect
+
+
+class ChatRoute:
+    """The route, bound to what it calls."""
+
+    def __init__(self, services: Services, settings: ApiSettings) -> None:
+        self._services = services
+        self._settings = settings
+
+    async def answer(self, request: Request) -> Response:
+        """Answer a conversation about pictures and text."""
+        # A full or stopping server says so before it reads a body; the place itself is taken by the task.
+        with self._services.admission.place():
+            pass
+        wire = await read_json(request, ChatRequest)
+        call = to_call(wire, self._settings, request_id(request.scope))
+        self._check_count(call)
+        heading = Heading(self._services.roster.find(call.model).name)
+        events = self._services.chat.stream(call)
+        if not wire.stream:
+            answers = await while_connected(request.receive, collect(events, call.n))
+            return Response(
+                completion(heading, answers, logprobs=call.sampling.logprobs), media_type="application/json"
+            )
+        usage = wire.stream_options is not None and wire.stream_options.include_usage
+        stream = _as_events(chunks(events, heading, include_usage=usage))
+        # Refusals come with the first event; only after it are headers sent.
+        return EventStream(await while_connected(request.receive, anext(stream)), stream)
+
+    def _check_count(self, call: ChatCall) -> None:
+        places = self._services.admission.places
+        if call.n > places:
+            raise InvalidRequest(
+                f"n is {call.n}; this server answers at most {places} at once (server.max_queue)", param="n"
+            )
+
+
+async def _as_events(data: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(data):
+        async for piece in data:
+            yield event(piece)
+    yield DONE

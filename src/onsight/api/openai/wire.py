@@ -1,0 +1,292 @@
+"""What a chat request may look like in OpenAI's dialect: every field is honoured, refused by name, or listed in
+`_ChangesNothing`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+from onsight.api.json_body import PART
+
+
+def _only(why: str, *allowed: object) -> BeforeValidator:
+    """Lets null and `allowed` pass and refuses every other value, with the field's name and `why`."""
+
+    def check(value: object) -> object:
+        if value is None or any(type(value) is type(item) and value == item for item in allowed):
+            return value
+        raise PydanticCustomError("unsupported", "{why}", {"why": why})
+
+    return BeforeValidator(check)
+
+
+def _wrong(field: str, why: str) -> PydanticCustomError:
+    """A fault in `field` of the object at hand."""
+    return PydanticCustomError("wrong", "{why}", {"why": why, "field": field})
+
+
+_NO_TOOLS = "tool calls are not offered"
+_TEXT_ONLY = "answers are text only"
+
+
+class _Strict(BaseModel):
+    """Refuses unknown fields, and texts where numbers belong."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class ImageUrl(_Strict):
+    """A picture, and how closely to look at it; `min_pixels` and `max_pixels` bound the area that the model sees."""
+
+    url: str = Field(min_length=1, description="An http(s) URL, or data:image/png;base64,...")
+    detail: Literal["auto", "low", "high"] | None = None
+    min_pixels: int | None = Field(None, ge=1)
+    max_pixels: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ImageUrl:
+        if self.min_pixels is not None and self.max_pixels is not None and self.min_pixels > self.max_pixels:
+            raise _wrong("min_pixels", f"it is {self.min_pixels}, more than max_pixels, {self.max_pixels}")
+        return self
+
+
+class InlineImage(_Strict):
+    """A picture's file as base64."""
+
+    b64: str = Field(min_length=1)
+
+
+class TextPart(_Strict):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrlPart(_Strict):
+    type: Literal["image_url"]
+    image_url: Annotated[
+        ImageUrl,
+        BeforeValidator(
+            lambda value: {"url": value} if isinstance(value, str) else value, json_schema_input_type=ImageUrl | str
+        ),
+    ]
+
+
+class InlineImagePart(_Strict):
+    type: Literal["image"]
+    image: InlineImage
+
+
+_PARTS = ("text", "image_url", "image")
+_PARTS_ELSEWHERE = ("video_url", "video", "input_audio", "audio", "file", "refusal", "input_image", "input_text")
+
+
+def _check_kind(value: object) -> object:
+    """Name what is wrong with a part's type before a union of parts says it in many words."""
+    if not isinstance(value, dict):
+        raise PydanticCustomError("wrong", "it should be an object with a `type`")
+    kind = value.get("type")
+    if kind in _PARTS:
+        return value
+    if kind in _PARTS_ELSEWHERE:
+        raise PydanticCustomError("unsupported", "{why}", {"why": "send text, image_url or image parts", "field": kind})
+    raise _wrong("type", "it should be text, image_url or image")
+
+
+def _kind_of(value: object) -> str:
+    """The label of the union's member that `value` belongs to, before and after validation."""
+    match value:
+        case {"type": str(kind)}:
+            return PART + kind
+        case TextPart() | ImageUrlPart() | InlineImagePart():
+            return PART + value.type
+        case _:
+            return PART
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag(f"{PART}text")]
+    | Annotated[ImageUrlPart, Tag(f"{PART}image_url")]
+    | Annotated[InlineImagePart, Tag(f"{PART}image")],
+    Discriminator(_kind_of),
+    BeforeValidator(_check_kind),
+]
+
+
+def _as_parts(content: object) -> object:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _check_content(content: object) -> object:
+    if content is None or content == []:
+        raise PydanticCustomError("wrong", "it should be a text or a list of parts, and not empty")
+    return content
+
+
+class ChatMessage(_Strict):
+    """One turn. Pictures belong to the user's turns; `developer` is another word for `system`."""
+
+    role: Annotated[
+        Literal["system", "developer", "user", "assistant"],
+        _only(f"{_NO_TOOLS}", "system", "developer", "user", "assistant"),
+    ]
+    content: Annotated[
+        list[Part],
+        Field(fail_fast=True),
+        BeforeValidator(_check_content),
+        BeforeValidator(_as_parts, json_schema_input_type=str | list[Part]),
+    ]
+    name: Annotated[None, _only("models here know no names of speakers")] = None
+    # An answer of ours, sent back as part of the history, carries these as null.
+    refusal: Annotated[None, _only(_TEXT_ONLY)] = None
+    annotations: Annotated[None, _only(_TEXT_ONLY)] = None
+    audio: Annotated[None, _only(_TEXT_ONLY)] = None
+    function_call: Annotated[None, _only(_NO_TOOLS)] = None
+    tool_calls: Annotated[None, _only(_NO_TOOLS)] = None
+
+    @model_validator(mode="after")
+    def _fits_its_role(self) -> ChatMessage:
+        pictures = any(not isinstance(part, TextPart) for part in self.content)
+        if pictures and self.role != "user":
+            raise _wrong("content", f"a message from {self.role} cannot hold a picture; put it into a user message")
+        # An empty answer may stand in a history; an empty question asks nothing.
+        if (
+            not pictures
+            and self.role == "user"
+            and not any(part.text for part in self.content if isinstance(part, TextPart))
+        ):
+            raise _wrong("content", "it is empty; send a text or a picture")
+        return self
+
+
+class StreamOptions(_Strict):
+    """`include_usage`: one more chunk, without choices, tells what the request cost."""
+
+    include_usage: bool = False
+    include_obfuscation: Annotated[Literal[False] | None, _only("chunks are not padded", False)] = None
+
+
+class JsonSchema(_Strict):
+    """The answer's form. It is always enforced, whether `strict` asks for that or not."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    schema_: dict[str, object] = Field(alias="schema")
+    strict: bool | None = None
+    description: Annotated[None, _only("say it in a message")] = None
+
+
+class TextFormat(_Strict):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(_Strict):
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(_Strict):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+def _format_of(value: object) -> str:
+    match value:
+        case {"type": str(kind)}:
+            return PART + kind
+        case TextFormat() | JsonObjectFormat() | JsonSchemaFormat():
+            return PART + value.type
+        case _:
+            return PART
+
+
+def _check_format(value: object) -> object:
+    match value:
+        case None | {"type": "text" | "json_object" | "json_schema"}:
+            return value
+        case dict():
+            raise _wrong("type", "it should be text, json_object or json_schema")
+        case _:
+            raise PydanticCustomError("wrong", "it should be an object with a `type`")
+
+
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag(f"{PART}text")]
+    | Annotated[JsonObjectFormat, Tag(f"{PART}json_object")]
+    | Annotated[JsonSchemaFormat, Tag(f"{PART}json_schema")],
+    Discriminator(_format_of),
+]
+
+
+class _ChangesNothing(_Strict):
+    """OpenAI's fields that rightly change nothing here, in the one place where they are listed.
+
+    They name the user, group requests in OpenAI's dashboard, or ask for what is the case anyway.
+    """
+
+    user: str | None = Field(None, description="Changes nothing: users are not told apart.")
+    safety_identifier: str | None = Field(None, description="Changes nothing: users are not told apart.")
+    metadata: dict[str, str] | None = Field(None, description="Changes nothing: answers are not stored.")
+    prompt_cache_key: str | None = Field(None, description="Changes nothing: every prompt may be reused.")
+    store: Annotated[Literal[False] | None, _only("answers are not stored", False)] = None
+    service_tier: Annotated[Literal["auto", "default"] | None, _only("there is one tier", "auto", "default")] = None
+    modalities: Annotated[list[Literal["text"]] | None, _only(_TEXT_ONLY, ["text"])] = None
+    tool_choice: Annotated[Literal["none"] | None, _only(_NO_TOOLS, "none")] = None
+
+
+class _NotOffered(_Strict):
+    """OpenAI's fields that are refused by name, null apart."""
+
+    tools: Annotated[None, _only(_NO_TOOLS)] = None
+    parallel_tool_calls: Annotated[None, _only(_NO_TOOLS)] = None
+    functions: Annotated[None, _only(_NO_TOOLS)] = None
+    function_call: Annotated[None, _only(_NO_TOOLS)] = None
+    audio: Annotated[None, _only(_TEXT_ONLY)] = None
+    prediction: Annotated[None, _only("answers are not predicted")] = None
+    reasoning_effort: Annotated[None, _only("no model here reasons apart")] = None
+    verbosity: Annotated[None, _only("ask for it in a message")] = None
+    logit_bias: Annotated[None, _only("tokens cannot be weighted one by one")] = None
+    web_search_options: Annotated[None, _only("nothing is searched")] = None
+    prompt_cache_retention: Annotated[None, _only("nothing is promised to stay cached")] = None
+
+
+class ChatRequest(_ChangesNothing, _NotOffered):
+    """The body of `POST /v1/chat/completions`."""
+
+    messages: list[ChatMessage] = Field(min_length=1, fail_fast=True)
+    model: str | None = Field(None, description="Left out, it means the only chat model.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=128, description="How many answers.")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Most tokens of an answer; 512 unless the server says otherwise."
+    )
+    max_completion_tokens: int | None = Field(None, ge=1, description="The newer name of max_tokens.")
+    temperature: float | None = Field(
+        None, ge=0, le=2, description="0 is greedy; 0.7 unless the server says otherwise."
+    )
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0, description="0 is off. Not one of OpenAI's fields.")
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=1000)]] | None,
+        Field(max_length=16, fail_fast=True),
+        BeforeValidator(
+            lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=str | list[str] | None
+        ),
+    ] = None
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: Annotated[ResponseFormat | None, BeforeValidator(_check_format)] = None
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> ChatRequest:
+        if self.stream_options is not None and not self.stream:
+            raise _wrong("stream_options", "it needs `stream: true`")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise _wrong("top_logprobs", "it needs `logprobs: true`")
+        both = (self.max_tokens, self.max_completion_tokens)
+        if None not in both and self.max_tokens != self.max_completion_tokens:
+            raise _wrong("max_completion_tokens", f"it is {both[1]}, but max_tokens is {both[0]}; send one of them")
+        return self

@@ -1,0 +1,40 @@
+"""What the routes are given: the tasks they call, and the settings of the HTTP face."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onsight.api.metrics import Metrics
+from onsight.tasks.admission import Admission
+from onsight.tasks.chat import Chat
+from onsight.tasks.roster import Roster
+
+
+@dataclass(frozen=True, slots=True)
+class ApiSettings:
+    """The HTTP face's settings.
+
+    `api_key`: with one, every route but /health, /ready and the /docs page needs it. `max_body_bytes`: of one request;
+    `max_bodies_bytes`: of all requests that are being answered, together. `body_timeout_s`: for a client to send its
+    body; large bodies get more (see `onsight.api.body_limits`). `open_docs`, `open_metrics`: with a key, /openapi.json
+    and /metrics need none. `max_tokens_default`, `temperature_default`: for chat requests that name none.
+    """
+
+    api_key: str | None = None
+    max_body_bytes: int = 64 << 20
+    max_bodies_bytes: int = 512 << 20
+    body_timeout_s: float = 30.0
+    open_docs: bool = False
+    open_metrics: bool = False
+    max_tokens_default: int = 512
+    temperature_default: float = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the routes call."""
+
+    roster: Roster
+    chat: Chat
+    admission: Admission
+    metrics: Metrics

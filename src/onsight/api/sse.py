@@ -1,0 +1,46 @@
+"""Server-sent events, in a response that closes its source at once when the client leaves."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from onsight.api.connection import while_connected
+
+MEDIA_TYPE = "text/event-stream"
+
+DONE = b"data: [DONE]\n\n"
+
+
+def event(data: bytes) -> bytes:
+    """`data` (one line) as one event."""
+    return b"data: " + data + b"\n\n"
+
+
+class EventStream(Response):
+    """Sends `first` and then what `rest` yields; Starlette's own streaming response would leave `rest` open.
+
+    An error that `rest` raises passes through to the ASGI boundary, which ends the stream with an error event.
+    """
+
+    media_type = MEDIA_TYPE
+
+    def __init__(self, first: bytes, rest: AsyncGenerator[bytes, None]) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._first = first
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await while_connected(receive, self._send_all(send))
+
+    async def _send_all(self, send: Send) -> None:
+        async with aclosing(self._rest):
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": self._first, "more_body": True})
+            async for data in self._rest:
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
