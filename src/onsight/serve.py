@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -132,10 +133,10 @@ def run(settings: Settings) -> None:
 async def _serve(site: Site, settings: Settings) -> None:
     """Listen at once, so that /health and /ready can say "loading", and load beside it."""
     began_s = time.monotonic()
+    listening = _listen(settings)
+    host, port = listening.getsockname()[:2]
     config = uvicorn.Config(
         site.app,
-        host=settings.host,
-        port=settings.port,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -143,26 +144,31 @@ async def _serve(site: Site, settings: Settings) -> None:
         h11_max_incomplete_event_size=64 * 1024,
     )
     server = DrainingServer(config, site.admission, settings.drain_timeout_s)
-    serving = asyncio.create_task(server.serve())
+    serving = asyncio.create_task(server.serve([listening]))
     loading = asyncio.create_task(site.start())
     try:
         await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
-        if not loading.done():
-            loading.cancel()
-        elif not loading.cancelled() and loading.exception() is None and not serving.done():
-            names = ", ".join(name for name in settings.served_model_name or (settings.model,))
-            log.info(
-                "ready in %.1f s: %s on http://%s:%d", time.monotonic() - began_s, names, settings.host, server.port
-            )
-            await serving
+        if loading.done():
+            loading.result()
+            names = ", ".join(settings.served_model_name or (settings.model,))
+            log.info("ready in %.1f s: %s on http://%s:%d", time.monotonic() - began_s, names, host, port)
+        await serving
     finally:
         server.should_exit = True
-        await asyncio.wait({serving})
+        loading.cancel()
+        await asyncio.wait({serving, loading})
         await site.close()
-    if not loading.cancelled() and loading.done() and (error := loading.exception()) is not None:
-        raise error
-    if serving.exception() is not None or not server.started:
-        raise StartError(f"cannot listen on {settings.host}:{settings.port}; is the port taken? (--port)")
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """The listening socket, opened before anything is loaded, so that a taken port is known at once. Raises StartError."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise StartError(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another --host or --port"
+        ) from None
 
 
 class DrainingServer(uvicorn.Server):
@@ -173,14 +179,6 @@ class DrainingServer(uvicorn.Server):
         self._admission = admission
         self._drain_timeout_s = drain_timeout_s
         self._draining: asyncio.Task[None] | None = None
-
-    @property
-    def port(self) -> int:
-        """The port that is listened on, also when 0 was asked for."""
-        for listening in self.servers:
-            for socket in listening.sockets:
-                return int(socket.getsockname()[1])
-        return self.config.port
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -1,0 +1,99 @@
+"""The server as a process: it starts, says when it is ready, drains on SIGTERM, and refuses to start in one sentence."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.servers import get, served
+
+
+def ask(text: str, **options: object) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": text}], **options}
+
+
+def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "onsight", *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_it_answers_and_ends_with_code_zero_on_sigterm() -> None:
+    with served("--engine", "fake") as server:
+        assert get(server, "/ready").status_code == 200
+        answer = httpx.post(server.url + "/v1/chat/completions", json=ask("hello"))
+        assert "fake engine: hello" in answer.json()["choices"][0]["message"]["content"]
+        assert server.stop() == 0
+    (line,) = [line for line in server.lines if answer.headers["x-request-id"] in line]
+    assert "reason" in line
+
+
+def test_a_running_stream_finishes_while_the_server_stops_and_new_requests_are_refused() -> None:
+    with served("--engine", "fake", ONSIGHT_LOG_FORMAT="json") as server:
+        with httpx.stream(
+            "POST", server.url + "/v1/chat/completions", json=ask("word " * 300, stream=True, max_tokens=2000), timeout=60
+        ) as response:
+            lines = response.iter_lines()
+            next(lines)
+            stopping = threading.Thread(target=server.stop)
+            stopping.start()
+            rest = [line for line in lines if line]
+        stopping.join(60)
+        assert rest[-1] == "data: [DONE]"
+        assert server.process.returncode == 0
+    assert all(json.loads(line) for line in server.lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("serve", "no-such-model"), "no-such-model"),
+        (("serve", "--host", "0.0.0.0"), "ONSIGHT_API_KEY"),
+        (("serve", "--device", "tpu"), "tpu"),
+        (("chat", "-a", "/no/such/picture.png", "what?"), "/no/such/picture.png"),
+        (("chat", "--url", "http://127.0.0.1:9", "what?"), "cannot be reached"),
+    ],
+)
+def test_what_cannot_start_is_one_sentence_and_code_2(arguments: tuple[str, ...], said: str) -> None:
+    done = start(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_folder_that_holds_no_model_is_named(tmp_path: Path) -> None:
+    done = start("serve", str(tmp_path))
+    assert done.returncode == 2
+    assert str(tmp_path) in done.stderr
+
+
+def test_a_taken_port_is_one_sentence() -> None:
+    with served("--engine", "fake") as server:
+        port = server.url.rsplit(":", 1)[1]
+        done = start("serve", "--engine", "fake", "--port", port)
+        assert done.returncode == 2
+        assert port in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_chat_asks_a_running_server_and_streams() -> None:
+    with served("--engine", "fake", ONSIGHT_API_KEY="k") as server:
+        done = start("chat", "--url", server.url, "--api-key", "k", "how are you?")
+        assert done.returncode == 0, done.stderr
+        assert "fake engine: how are you?" in done.stdout
+        refused = start("chat", "--url", server.url, "--api-key", "wrong", "how are you?")
+        assert refused.returncode == 2
+        assert "401" in refused.stderr
+
+
+def test_openapi_is_written_and_names_the_routes(tmp_path: Path) -> None:
+    out = tmp_path / "openapi.json"
+    assert start("openapi", "--out", str(out)).returncode == 0
+    assert "/v1/chat/completions" in json.loads(out.read_text())["paths"]
