@@ -62,7 +62,8 @@ def write_smolvlm(
     text = {
         "model_type": "llama", "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 64, "intermediate_size": 96,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-        "max_position_embeddings": context, "bos_token_id": ids["<|im_start|>"], "eos_token_id": end, "pad_token_id": pad,
+        "max_position_embeddings": context,
+        "bos_token_id": ids["<|im_start|>"], "eos_token_id": end, "pad_token_id": pad,
     }  # fmt: skip
     vision = {
         "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -76,8 +77,9 @@ def write_smolvlm(
     _save_tokenizer(tokenizer, folder, SMOLVLM_TEMPLATE, "<end_of_utterance>", SMOLVLM_SPECIALS)
     settings = {
         "image_processor_type": "SmolVLMImageProcessor", "do_convert_rgb": True, "do_resize": True, "resample": 1,
-        "size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 32}, "do_image_splitting": split, "do_rescale": True,
-        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_pad": True,
+        "size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 32}, "do_image_splitting": split,
+        "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3, "do_pad": True,
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     (folder / "processor_config.json").write_text(
@@ -115,8 +117,8 @@ def write_qwen(folder: Path, *, seed: int = 0, context: int = 1024) -> Path:
     _save(Qwen2_5_VLForConditionalGeneration(config), folder, seed, ends, None)
     _save_tokenizer(tokenizer, folder, QWEN_TEMPLATE, "<|im_end|>", QWEN_SPECIALS)
     settings = {
-        "image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 56 * 56, "max_pixels": 28 * 28 * 64, "patch_size": 14,
-        "temporal_patch_size": 2, "merge_size": 2,
+        "image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 56 * 56, "max_pixels": 28 * 28 * 64,
+        "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder

@@ -16,8 +16,9 @@ import torch
 from onsight.core.engine import EngineState, EngineStatus, Progress
 from onsight.core.errors import RequestError, StartError, Unavailable
 from onsight.core.generation import Event, Finished, GenerateRequest
-from onsight.engines.torch_engine import families, kv_cache, loading
+from onsight.engines.torch_engine import kv_cache, loading
 from onsight.engines.torch_engine.chat_template import ChatTemplate
+from onsight.engines.torch_engine.families import LoadFamily, load_family
 from onsight.engines.torch_engine.feature_cache import FeatureCache
 from onsight.engines.torch_engine.grammar import GrammarCompiler
 from onsight.engines.torch_engine.intake import Intake
@@ -48,13 +49,19 @@ class TorchEngine:
     """See `ChatEngine`. One model, continuous batching over `max_num_seqs` slots."""
 
     def __init__(
-        self, folder: Path, card: ModelCard, settings: TorchSettings | None = None, progress: Progress | None = None
+        self,
+        folder: Path,
+        card: ModelCard,
+        settings: TorchSettings | None = None,
+        progress: Progress | None = None,
+        load_family: LoadFamily = load_family,
     ) -> None:
-        """`progress` is called on the model's thread with (tensors read, tensors in all)."""
+        """`progress` is called on the model's thread with (tensors read, in all); `load_family` is for families of your own."""
         self._folder = folder
         self._card = card
         self._settings = settings or TorchSettings()
         self._progress = progress
+        self._load_family = load_family
         self._state: EngineState = "loading"
         self._loaded: _Loaded | None = None
         self._thread: threading.Thread | None = None
@@ -141,7 +148,7 @@ class TorchEngine:
     def _own(self, events: asyncio.AbstractEventLoop, started: asyncio.Future[_Loaded]) -> None:
         """The model's thread: load, then step until closed."""
         try:
-            loaded = _load(self._folder, self._card, self._settings, self._progress)
+            loaded = self._load()
         except Exception as error:  # a thread's boundary: whoever waits for the start must hear of it
             if not isinstance(error, StartError):
                 log.exception("%s cannot be loaded", self._folder)
@@ -155,34 +162,34 @@ class TorchEngine:
             log.exception("the model's thread has died")
             events.call_soon_threadsafe(self._die)
 
-
-def _load(folder: Path, card: ModelCard, settings: TorchSettings, progress: Progress | None) -> _Loaded:
-    """Everything from files to a first forward. Raises StartError."""
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
-    loading.check_folder(folder)
-    device = loading.pick_device(settings.device)
-    dtype = loading.pick_dtype(settings.dtype, device)
-    vocabulary = Vocabulary(folder)
-    checkpoint = loading.Checkpoint(folder, device, dtype, progress)
-    family = families.load_family(card.family, checkpoint, vocabulary)
-    decoder = family.decoder
-    size = kv_cache.fit(decoder.shape, family.context_tokens, settings, device, dtype)
-    cache = kv_cache.KeyValueCache(decoder.shape, size, device, dtype)
-    features = FeatureCache(settings.image_cache_bytes)
-    ends = end_token_ids(folder, vocabulary) | family.end_token_ids
-    grammars = GrammarCompiler(vocabulary, decoder.vocab_rows, sorted(ends))
-    template = ChatTemplate(folder, family.image_text)
-    runner = Runner(family, cache, features)
-    with torch.inference_mode():
-        runner.warm_up()
-    loop = StepLoop(
-        runner,
-        Sampler(decoder.vocab_rows, family.media_token_ids, vocabulary.size, device),
-        Scheduler(SlotBook(size.slots)),
-        vocabulary,
-        ends,
-        features,
-    )
-    intake = Intake(family, vocabulary, template, grammars, features, size.tokens)
-    return _Loaded(intake, loop, device, size)
+    def _load(self) -> _Loaded:
+        """On the model's thread: everything from files to a first forward. Raises StartError."""
+        folder, settings = self._folder, self._settings
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        loading.check_folder(folder)
+        device = loading.pick_device(settings.device)
+        dtype = loading.pick_dtype(settings.dtype, device)
+        vocabulary = Vocabulary(folder)
+        checkpoint = loading.Checkpoint(folder, device, dtype, self._progress)
+        family = self._load_family(self._card.family, checkpoint, vocabulary)
+        decoder = family.decoder
+        size = kv_cache.fit(decoder.shape, family.context_tokens, settings, device, dtype)
+        cache = kv_cache.KeyValueCache(decoder.shape, size, device, dtype)
+        features = FeatureCache(settings.image_cache_bytes)
+        ends = end_token_ids(folder, vocabulary) | family.end_token_ids
+        grammars = GrammarCompiler(vocabulary, decoder.vocab_rows, sorted(ends))
+        template = ChatTemplate(folder, family.image_text)
+        runner = Runner(family, cache, features)
+        with torch.inference_mode():
+            runner.warm_up()
+        loop = StepLoop(
+            runner,
+            Sampler(decoder.vocab_rows, family.media_token_ids, vocabulary.size, device),
+            Scheduler(SlotBook(size.slots)),
+            vocabulary,
+            ends,
+            features,
+        )
+        intake = Intake(family, vocabulary, template, grammars, features, size.tokens)
+        return _Loaded(intake, loop, device, size)

@@ -75,5 +75,6 @@ class GrammarCompiler:
             raise InvalidRequest(f"the JSON schema cannot be read: {error}", param="response_format") from None
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            raise InvalidRequest(f"the JSON schema cannot be used: {matcher.get_error()}", param="response_format")
+            why = " ".join(matcher.get_error().split())
+            raise InvalidRequest(f"the JSON schema cannot be used: {why}", param="response_format")
         return matcher

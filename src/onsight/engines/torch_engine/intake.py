@@ -57,7 +57,8 @@ class Intake:
         wish = f" and max_tokens asks for {max_tokens} more" if max_tokens is not None else ""
         raise ContextTooLong(
             f"the prompt takes {taken} tokens ({', '.join(counts)}){wish},"
-            f" but the context holds {self._context_tokens}: shorten the text, send fewer or smaller pictures, or lower max_tokens",
+            f" but the context holds {self._context_tokens}: shorten the text,"
+            " send fewer or smaller pictures, or lower max_tokens",
             param="messages",
         )
 

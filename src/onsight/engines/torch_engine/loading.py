@@ -96,8 +96,8 @@ def _weight_files(folder: Path) -> list[Path]:
 def load_weights(model: nn.Module, checkpoint: Checkpoint, rename: Callable[[str], str]) -> None:
     """Copy every tensor of `checkpoint` into `model`, casting to the model's number format on the way.
 
-    `rename` maps a checkpoint's tensor name to the model's. Raises StartError with the name of the first missing, unexpected
-    or mis-shaped tensor; buffers that are computed and output weights tied to the input ones may be absent or present.
+    `rename` maps a checkpoint's tensor name to the model's. Raises StartError with the name of the first tensor that
+    is missing, unexpected or mis-shaped; computed buffers and tied output weights may be absent or present.
     """
     folder, progress = checkpoint.folder, checkpoint.progress
     targets = model.state_dict(keep_vars=True)

@@ -15,7 +15,7 @@ _COLDEST = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The next token of one sequence; where asked for, its log-probability and (token, log-probability) of the likeliest."""
+    """The next token of one sequence; where asked for, its log-probability and those of the likeliest tokens."""
 
     token_id: int
     logprob: float | None = None

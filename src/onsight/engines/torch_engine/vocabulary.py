@@ -14,7 +14,7 @@ from onsight.engines.torch_engine.loading import read_json, read_optional_json
 
 
 def _byte_of_character() -> dict[str, int]:
-    """Byte-level BPE (GPT-2) writes each byte as one printable character: itself if it has a shape, else from U+0100."""
+    """Byte-level BPE (GPT-2) writes each byte as one printable character: itself, or one from U+0100 on."""
     shaped = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in shaped]
     return {chr(byte): byte for byte in shaped} | {chr(256 + n): byte for n, byte in enumerate(others)}

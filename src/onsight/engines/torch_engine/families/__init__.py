@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from onsight.core.errors import StartError
 from onsight.engines.torch_engine.families.family import Family
 from onsight.engines.torch_engine.loading import Checkpoint
 from onsight.engines.torch_engine.vocabulary import Vocabulary
+
+LoadFamily = Callable[[str, Checkpoint, Vocabulary], Family]
 
 
 def load_family(name: str, checkpoint: Checkpoint, vocabulary: Vocabulary) -> Family:

@@ -28,7 +28,7 @@ _MOST_STRETCHED = 200
 
 
 class QwenVL:
-    """See `Family`. A picture keeps its shape: edges are rounded to whole merged patches, its area is kept within bounds.
+    """See `Family`. A picture keeps its shape: edges rounded to whole merged patches, area within bounds.
 
     `detail`: "auto" and "high" see up to the checkpoint's own `max_pixels`, "low" at most 401,408 px (512 tokens).
     `min_pixels` and `max_pixels` replace the bounds; together with a smaller `detail` the smaller bound counts.

@@ -1,0 +1,159 @@
+"""A checkpoint is whole or refused, with one sentence that names what is wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from onsight.core.errors import StartError
+from onsight.engines.torch_engine import TorchEngine, TorchSettings
+from onsight.models.card import find_card
+from tests.engines.torch_engine.asking import answer, asking, turn
+from tests.engines.torch_engine.conftest import StartEngine
+from tests.tiny_models import draw
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture
+def spoil(smolvlm: Path, tmp_path: Path) -> Callable[..., Path]:
+    """`spoil(change)` is a copy of the checkpoint whose tensors went through `change`."""
+
+    def spoil(change: Callable[[dict[str, torch.Tensor]], None] = lambda tensors: None) -> Path:
+        folder = tmp_path / "spoilt"
+        shutil.copytree(smolvlm, folder)
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+        return folder
+
+    return spoil
+
+
+async def refusal(folder: Path, **settings: object) -> str:
+    """Why the engine does not start."""
+    card = find_card("HuggingFaceTB/SmolVLM-tiny", folder)
+    engine = TorchEngine(folder, card, TorchSettings(device="cpu", **settings))  # type: ignore[arg-type]
+    with pytest.raises(StartError) as caught:
+        await engine.start()
+    await engine.close()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+async def test_a_missing_tensor_is_named(spoil: Callable[..., Path]) -> None:
+    name = "model.connector.modality_projection.proj.weight"
+    assert name in await refusal(spoil(lambda tensors: tensors.pop(name)))
+
+
+async def test_an_unexpected_tensor_is_named(spoil: Callable[..., Path]) -> None:
+    folder = spoil(lambda tensors: tensors.update({"model.text_model.extra.weight": torch.zeros(2)}))
+    assert "model.text_model.extra.weight" in await refusal(folder)
+
+
+async def test_a_tensor_of_another_shape_is_named_with_both_shapes(spoil: Callable[..., Path]) -> None:
+    name = "model.text_model.norm.weight"
+    text = await refusal(spoil(lambda tensors: tensors.update({name: torch.zeros(3)})))
+    assert name in text
+    assert "[3]" in text
+    assert "[64]" in text
+
+
+async def test_pickled_weights_are_refused(spoil: Callable[..., Path]) -> None:
+    folder = spoil()
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    text = await refusal(folder)
+    assert "pytorch_model.bin" in text
+    assert "safetensors" in text
+
+
+async def test_code_that_comes_with_a_model_is_refused(spoil: Callable[..., Path]) -> None:
+    folder = spoil()
+    table = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(table | {"auto_map": {"AutoModel": "modeling_x.X"}}))
+    assert "auto_map" in await refusal(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "preprocessor_config.json"])
+async def test_a_missing_file_is_named(spoil: Callable[..., Path], name: str) -> None:
+    folder = spoil()
+    (folder / name).unlink()
+    assert name in await refusal(folder)
+
+
+async def test_a_missing_chat_template_is_refused(spoil: Callable[..., Path]) -> None:
+    folder = spoil()
+    table = json.loads((folder / "tokenizer_config.json").read_text())
+    table.pop("chat_template")
+    (folder / "tokenizer_config.json").write_text(json.dumps(table))
+    assert "chat template" in await refusal(folder)
+
+
+async def test_a_missing_folder_and_broken_files_are_refused(spoil: Callable[..., Path]) -> None:
+    assert "no folder" in await refusal(Path("/nowhere/at/all"))
+    folder = spoil()
+    (folder / "model.safetensors").write_bytes(b"not safetensors")
+    assert "model.safetensors" in await refusal(folder)
+
+
+async def test_keys_and_values_that_cannot_fit_are_refused_with_the_numbers(smolvlm: Path) -> None:
+    text = await refusal(smolvlm, max_model_len=1024, max_num_seqs=8, kv_cache_tokens=4096)
+    assert "8192" in text
+    assert "4096" in text
+    assert "max_num_seqs" in text
+
+
+async def test_a_context_past_the_models_own_is_refused(smolvlm: Path) -> None:
+    assert "1024" in await refusal(smolvlm, max_model_len=5000)
+
+
+async def test_a_context_that_nobody_asked_for_is_lowered_until_it_fits(smolvlm: Path, start: StartEngine) -> None:
+    engine = await start(smolvlm, max_num_seqs=2, kv_cache_tokens=600)
+    assert engine.context_tokens == 300
+    assert engine.status().kv_total_tokens == 600
+
+
+async def test_cuda_without_a_gpu_is_a_warning(
+    smolvlm: Path, start: StartEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with caplog.at_level(logging.WARNING):
+        engine = await start(smolvlm, device="cuda")
+    assert "cuda" in caplog.text
+    assert engine.status().device == "cpu"
+
+
+async def test_progress_is_told_up_to_the_last_tensor(smolvlm: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    settings = TorchSettings(device="cpu", threads=1)
+    engine = TorchEngine(smolvlm, find_card("x", smolvlm), settings, lambda done, total: seen.append((done, total)))
+    await engine.start()
+    await engine.close()
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1] == len(seen)
+
+
+async def test_tied_output_weights_may_be_absent(smolvlm: Path, tmp_path: Path, start: StartEngine) -> None:
+    folder = tmp_path / "tied"
+    shutil.copytree(smolvlm, folder)
+    table = json.loads((folder / "config.json").read_text())
+    table["tie_word_embeddings"] = table["text_config"]["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(table))
+    tensors = load_file(folder / "model.safetensors")
+    tensors.pop("lm_head.weight")
+    save_file(tensors, folder / "model.safetensors")
+    engine = await start(folder)
+    assert (await answer(engine, asking(turn(draw((200, 0, 0)), "?")))).usage.completion_tokens
+
+
+async def test_bfloat16_runs(smolvlm: Path, start: StartEngine) -> None:
+    engine = await start(smolvlm, dtype="bfloat16")
+    assert (await answer(engine, asking(turn(draw((200, 0, 0)), "What colour?")))).usage.completion_tokens
