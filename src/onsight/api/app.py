@@ -104,20 +104,31 @@ def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> Heal
         "/v1/chat/completions",
         chat.answer,
         methods=["POST"],
+        summary="Chat about pictures and text",
         tags=["OpenAI"],
         responses={200: {"model": ChatCompletion, **streamed}},
         openapi_extra=_reads(ChatRequest),
     )
-    app.add_api_route("/v1/models", models.list, response_model=ModelList, tags=["OpenAI"])
-    app.add_api_route("/v1/models/{model:path}", models.get, response_model=ModelObject, tags=["OpenAI"])
-    app.add_api_route("/", health.about, responses={200: {"model": About}}, tags=["server"])
+    app.add_api_route("/v1/models", models.list, response_model=ModelList, summary="List the models", tags=["OpenAI"])
     app.add_api_route(
-        "/health", health.health, responses={200: {"model": Health}, 503: {"model": Health}}, tags=["server"]
+        "/v1/models/{model:path}", models.get, response_model=ModelObject, summary="One model", tags=["OpenAI"]
     )
-    app.add_api_route("/ready", health.ready, responses={200: {"model": Ready}}, tags=["server"])
-    app.add_api_route("/metrics", services.metrics.answer, tags=["server"])
+    app.add_api_route(
+        "/", health.about, responses={200: {"model": About}}, summary="What this server is", tags=["server"]
+    )
+    app.add_api_route(
+        "/health",
+        health.health,
+        responses={200: {"model": Health}, 503: {"model": Health}},
+        summary="Does it work?",
+        tags=["server"],
+    )
+    app.add_api_route(
+        "/ready", health.ready, responses={200: {"model": Ready}}, summary="Does it take requests?", tags=["server"]
+    )
+    app.add_api_route("/metrics", services.metrics.answer, summary="Metrics for Prometheus", tags=["server"])
     app.add_api_route("/docs", docs.page, include_in_schema=False)
-    app.add_api_route("/openapi.json", docs.openapi, tags=["server"])
+    app.add_api_route("/openapi.json", docs.openapi, summary="This description", tags=["server"])
     for path, probe in (("/health", health.health), ("/ready", health.ready)):
         app.add_api_route(path, probe, methods=["HEAD"], include_in_schema=False)
     return health
@@ -127,5 +138,5 @@ def _endpoints(app: FastAPI) -> dict[str, str]:
     """Path -> method and summary, from the description, so that no route is listed twice."""
     listed: dict[str, str] = {}
     for path, operations in app.openapi()["paths"].items():
-        listed[path] = "; ".join(f"{method.upper()}: {what['summary']}" for method, what in operations.items())
+        listed[path] = "; ".join(f"{method.upper()} - {what['summary']}" for method, what in operations.items())
     return listed

@@ -33,6 +33,11 @@ def request_id(scope: Scope) -> str:
     return str(scope["state"]["request_id"])
 
 
+def taken_up(scope: Scope) -> None:
+    """Note that a task has the request now and will write its line in the log."""
+    scope["state"]["taken_up"] = True
+
+
 class Boundary:
     """Wraps the whole application, as ASGI middleware."""
 
@@ -44,7 +49,7 @@ class Boundary:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(Headers(scope=scope), receive, send)
-        scope.setdefault("state", {})["request_id"] = exchange.id
+        scope.setdefault("state", {}).update(request_id=exchange.id, taken_up=False)
         try:
             await self._app(scope, exchange.receive, exchange.send)
         except ClientLeft:
@@ -61,7 +66,8 @@ class Boundary:
 
     async def _answer(self, error: RequestError, scope: Scope, exchange: _Exchange) -> None:
         if not exchange.started:
-            log_refusal(exchange.id, scope["method"], scope["path"], error)
+            if not scope["state"]["taken_up"]:
+                log_refusal(exchange.id, scope["method"], scope["path"], error)
             await error_response(error)(scope, exchange.receive, exchange.send)
         elif exchange.is_stream:
             await exchange.send({"type": "http.response.body", "body": event(error_body(error)), "more_body": False})

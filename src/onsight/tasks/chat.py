@@ -22,7 +22,7 @@ from onsight.core.generation import (
 from onsight.core.messages import Draft, Image, ImageRef, Message
 from onsight.media.door import MediaDoor
 from onsight.tasks.admission import Admission
-from onsight.tasks.record import Bookkeeper, Record
+from onsight.tasks.record import UNFORESEEN, Bookkeeper, Record
 from onsight.tasks.roster import Loaded, Roster
 
 
@@ -74,9 +74,9 @@ class Chat:
         Raises RequestError, before the first event whenever the request itself is at fault.
         """
         loaded = self._roster.find(call.model)
-        _check(call, loaded)
         record = Record(call.request_id, call.task, loaded.name)
         try:
+            _check(call, loaded)
             with self._admission.place(call.n):
                 request = GenerateRequest(await self._open(call.drafts, record), call.sampling, call.schema)
                 async with aclosing(_choices(loaded, request, call.n)) as events:
@@ -87,6 +87,10 @@ class Chat:
                         yield choice
         except RequestError as error:
             record.reason = error.code
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            if record.reason == UNFORESEEN:
+                record.reason = "cancelled"
             raise
         finally:
             record.ended_s = time.monotonic()

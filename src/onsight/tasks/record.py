@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from onsight.core.generation import Finished
 
+UNFORESEEN = "internal_error"
+"""The reason of a request that neither ended, nor was left, nor was refused by an error of ours."""
+
 
 @dataclass(slots=True)
 class Record:
@@ -25,7 +28,7 @@ class Record:
     cached_tokens: int = 0
     image_tokens: int = 0
     completion_tokens: int = 0
-    reason: str = "cancelled"
+    reason: str = UNFORESEEN
 
     def media_opened(self) -> None:
         self.opened_s = time.monotonic()

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from starlette.requests import Request
 from starlette.responses import Response
 
-from onsight.api.boundary import request_id
+from onsight.api.boundary import request_id, taken_up
 from onsight.api.connection import while_connected
 from onsight.api.json_body import read_json
 from onsight.api.openai.answers import Heading, chunks, completion
@@ -36,6 +36,7 @@ class ChatRoute:
         call = to_call(wire, self._settings, request_id(request.scope))
         self._check_count(call)
         heading = Heading(self._services.roster.find(call.model).name)
+        taken_up(request.scope)
         events = self._services.chat.stream(call)
         if not wire.stream:
             answers = await while_connected(request.receive, collect(events, call.n))

@@ -11,7 +11,7 @@ from onsight.tasks.roster import Loaded
 
 
 class ModelObject(BaseModel):
-    """One name of a loaded model; `root` is the name that answers carry. `context_tokens` is null until it is loaded."""
+    """One name of a loaded model; `root` is the name in answers. `context_tokens` is null until it is loaded."""
 
     id: str
     object: Literal["model"] = "model"

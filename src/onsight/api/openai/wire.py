@@ -114,6 +114,12 @@ Part = Annotated[
 ]
 
 
+def _check_role(role: object) -> object:
+    if role in ("tool", "function"):
+        raise PydanticCustomError("unsupported", "{why}", {"why": _NO_TOOLS, "value": role})
+    return role
+
+
 def _as_parts(content: object) -> object:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
@@ -127,10 +133,7 @@ def _check_content(content: object) -> object:
 class ChatMessage(_Strict):
     """One turn. Pictures belong to the user's turns; `developer` is another word for `system`."""
 
-    role: Annotated[
-        Literal["system", "developer", "user", "assistant"],
-        _only(f"{_NO_TOOLS}", "system", "developer", "user", "assistant"),
-    ]
+    role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_check_role)]
     content: Annotated[
         list[Part],
         Field(fail_fast=True),
