@@ -75,7 +75,7 @@ async def test_cached_features_and_prefixes_change_nothing(family: tuple[Path, R
         check(await answer(engine, request), expected, reference)
     status = engine.status()
     assert (status.image_cache_hits_total, status.image_cache_misses_total) == (4, 2)
-    assert status.prefix_cached_tokens_total > 80
+    assert status.prefix_cached_tokens_total > 60
 
 
 async def test_a_prefix_is_reused_from_a_slot_that_is_still_running(
@@ -111,9 +111,10 @@ async def test_a_conversation_reuses_its_own_prompt_and_answer(
 async def test_no_tokens_are_reused_inside_a_picture(family: tuple[Path, Reference], start: StartEngine) -> None:
     folder, _ = family
     engine = await start(folder)
-    await answer(engine, asking(turn("Look: ", RED)))
-    again = await answer(engine, asking(turn("Look: ", BLUE)))
-    assert 0 < again.usage.cached_tokens <= again.usage.prompt_tokens - again.usage.image_tokens
+    words = "Look at this picture and say what you see: "
+    await answer(engine, asking(turn(words, RED)))
+    again = await answer(engine, asking(turn(words, BLUE)))
+    assert 16 <= again.usage.cached_tokens <= again.usage.prompt_tokens - again.usage.image_tokens
 
 
 async def test_a_prompt_longer_than_one_step_is_read_in_parts(

@@ -18,20 +18,20 @@ def finish(book: SlotBook, claim: Claim, computed: int) -> None:
 
 
 def test_an_empty_book_gives_the_slots_in_turn() -> None:
-    book = SlotBook(2)
+    book = SlotBook(2, least=1)
     assert book.claim([1, 2, 3], []) == Claim(0, 0, 0)
     assert book.claim([1, 2, 3], []).slot == 1
     assert book.free == 0
 
 
 def test_a_conversation_goes_on_in_its_own_slot() -> None:
-    book = SlotBook(2)
+    book = SlotBook(2, least=1)
     finish(book, book.claim([1, 2, 3], []), 3)
     assert book.claim([1, 2, 3, 4, 5], []) == Claim(0, 0, 3)
 
 
 def test_the_last_token_is_always_computed_again() -> None:
-    book = SlotBook(2)
+    book = SlotBook(2, least=1)
     finish(book, book.claim([1, 2, 3], []), 3)
     claim = book.claim([1, 2, 3], [])
     assert claim.tokens == 2
@@ -39,14 +39,14 @@ def test_the_last_token_is_always_computed_again() -> None:
 
 
 def test_a_running_request_lends_what_it_has_computed_so_far() -> None:
-    book = SlotBook(2)
+    book = SlotBook(2, least=1)
     first = book.claim([1, 2, 3, 4], [])
     book.extend(first.slot, 2)
     assert book.claim([1, 2, 3, 9], []) == Claim(1, 0, 2)
 
 
 def test_a_prefix_never_ends_inside_a_picture() -> None:
-    book = SlotBook(3)
+    book = SlotBook(3, least=1)
     finish(book, book.claim([1, -7, -7, -7, 2, 3], [span(1, 4)]), 6)
     assert book.claim([1, -7, -7, -7, 5, 6], [span(1, 4)]).tokens == 4
     assert book.claim([1, -7, -7, -7], [span(1, 4)]).tokens == 1
@@ -54,7 +54,7 @@ def test_a_prefix_never_ends_inside_a_picture() -> None:
 
 
 def test_the_least_recently_used_slot_goes_first_and_the_source_last() -> None:
-    book = SlotBook(3)
+    book = SlotBook(3, least=1)
     claims = [book.claim([n, n, n], []) for n in range(3)]
     for claim in (claims[1], claims[0], claims[2]):
         finish(book, claim, 3)
@@ -62,7 +62,7 @@ def test_the_least_recently_used_slot_goes_first_and_the_source_last() -> None:
 
 
 def test_what_a_failed_request_left_is_not_reused() -> None:
-    book = SlotBook(1)
+    book = SlotBook(1, least=1)
     claim = book.claim([1, 2, 3], [])
     book.extend(claim.slot, 3)
     book.release(claim.slot, keep=False)
@@ -70,9 +70,16 @@ def test_what_a_failed_request_left_is_not_reused() -> None:
 
 
 def test_the_answer_is_part_of_what_is_kept() -> None:
-    book = SlotBook(1)
+    book = SlotBook(1, least=1)
     identity = [1, 2]
     claim = book.claim(identity, [])
     identity += [8, 9]
     finish(book, claim, 3)
     assert book.claim([1, 2, 8, 4, 5], []).tokens == 3
+
+
+def test_a_few_tokens_are_not_worth_a_copy() -> None:
+    book = SlotBook(2, least=3)
+    finish(book, book.claim([1, 2, 3, 4], []), 4)
+    assert book.claim([1, 2, 9, 9], []).tokens == 0
+    assert book.claim([1, 2, 3, 9], []).tokens == 3

@@ -95,7 +95,7 @@ def test_forbidden_tokens_and_those_without_text_are_never_drawn() -> None:
 def test_penalties_are_openais() -> None:
     sampler = Sampler(8, frozenset(), 8, torch.device("cpu"))
     one = sequence(temperature=0.0, presence_penalty=0.6, frequency_penalty=0.5)
-    # 3.0 falls to 1.9 and stays below 2.0; 2.0 falls to 0.9 and 1.5 is next; then 0.5 against
+    # 3.0 falls to 1.9, below 2.0; that falls to 0.9, so 1.9 is next; it falls to 1.4, below 1.5.
     chosen = []
     for _ in range(4):
         token = sampler.choose(LOGITS[None], [one])[0].token_id

@@ -56,7 +56,7 @@ class TorchEngine:
         progress: Progress | None = None,
         load_family: LoadFamily = load_family,
     ) -> None:
-        """`progress` is called on the model's thread with (tensors read, in all); `load_family` is for families of your own."""
+        """`progress` is called on the model's thread with (tensors read, in all); `load_family` may bring others."""
         self._folder = folder
         self._card = card
         self._settings = settings or TorchSettings()

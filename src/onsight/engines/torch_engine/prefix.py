@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from onsight.engines.torch_engine.prompt import Span
 
+LEAST_REUSE = 16
+"""Every prompt begins with the template's first words: copying those few costs more than reading them again."""
+
 
 @dataclass(slots=True)
 class SlotRecord:
@@ -30,8 +33,10 @@ class Claim:
 class SlotBook:
     """A freed slot keeps its keys and values until it is claimed again; the least recently used goes first."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, least: int = LEAST_REUSE) -> None:
+        """`least`: fewest tokens worth taking over."""
         self._records = [SlotRecord() for _ in range(slots)]
+        self._least = least
         self._clock = 0
 
     @property
@@ -54,7 +59,7 @@ class SlotBook:
         for slot, record in enumerate(self._records):
             tokens = _shared(identity, record.identity, min(record.computed, len(identity) - 1))
             tokens = min([span.start for span in spans if span.start < tokens < span.stop], default=tokens)
-            if tokens > best[1]:
+            if tokens > best[1] and tokens >= self._least:
                 best = (slot, tokens)
         return best
 
