@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onsight.api.connection import ClientLeft
@@ -52,7 +53,7 @@ class Boundary:
         scope.setdefault("state", {}).update(request_id=exchange.id, taken_up=False)
         try:
             await self._app(scope, exchange.receive, exchange.send)
-        except ClientLeft:
+        except (ClientLeft, ClientDisconnect):
             return
         except RequestError as error:
             await self._answer(error, scope, exchange)

@@ -1,0 +1,225 @@
+"""POST /v1/chat/completions: what is honoured, and what answers look like."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable
+
+import pytest
+from PIL import Image as Picture
+
+from onsight.api.openai.calls import to_call
+from onsight.api.openai.wire import ChatRequest
+from onsight.api.services import ApiSettings
+from onsight.core.generation import Sampling
+from onsight.core.messages import Draft, ImageOptions, ImageRef, Text
+from onsight.engines.fake_engine import FakeScript
+from tests.api.conftest import Bench, events, hello, user
+
+
+def png(width: int = 32, height: int = 16) -> str:
+    """A small picture's file, as base64."""
+    file = io.BytesIO()
+    Picture.new("RGB", (width, height), "red").save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def call(**fields: object):
+    request = ChatRequest.model_validate({"messages": hello(), **fields})
+    return to_call(request, ApiSettings(max_tokens_default=99, temperature_default=0.5), "id")
+
+
+async def test_a_plain_answer_has_openais_shape(bench: Bench) -> None:
+    response = await bench.chat(temperature=0, max_tokens=3)
+    answer = response.json()
+    assert response.status_code == 200
+    assert answer["object"] == "chat.completion"
+    assert answer["id"].startswith("chatcmpl-")
+    assert answer["model"] == "fake"
+    assert answer["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "fake engine:", "refusal": None},
+            "logprobs": None,
+            "finish_reason": "length",
+        }
+    ]
+    assert answer["usage"] == {
+        "prompt_tokens": 1,
+        "completion_tokens": 3,
+        "total_tokens": 4,
+        "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": 0},
+    }
+
+
+async def test_a_stream_begins_with_the_role_and_ends_with_reason_and_done(bench: Bench) -> None:
+    response = await bench.chat(temperature=0, max_tokens=3, stream=True)
+    *chunks, last = events(response)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert last == "[DONE]"
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert choices[0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
+    assert [choice["delta"] for choice in choices[1:-1]] == [{"content": piece} for piece in ("fake", " ", "engine:")]
+    assert choices[-1]["delta"] == {}
+    assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["length"]
+    assert "usage" not in chunks[0]
+
+
+@pytest.mark.parametrize("fields", [{}, {"stop": "blue"}, {"n": 3, "seed": 1}, {"max_tokens": 5}])
+async def test_stream_and_plain_answers_carry_the_same_text(bench: Bench, fields: dict[str, object]) -> None:
+    plain = (await bench.chat(seed=7, **fields) if "seed" not in fields else await bench.chat(**fields)).json()
+    stream = events(await bench.chat(**{"seed": 7, **fields}, stream=True, stream_options={"include_usage": True}))
+    for choice in plain["choices"]:
+        own = [part for chunk in stream[:-2] for part in chunk["choices"] if part["index"] == choice["index"]]
+        assert "".join(part["delta"].get("content", "") for part in own) == choice["message"]["content"]
+        assert own[-1]["finish_reason"] == choice["finish_reason"]
+    assert stream[-2]["choices"] == []
+    assert stream[-2]["usage"] == plain["usage"]
+    assert all(chunk["usage"] is None for chunk in stream[:-2])
+
+
+async def test_logprobs_are_told_per_token_plainly_and_streamed(bench: Bench) -> None:
+    asked = {"logprobs": True, "top_logprobs": 2, "max_tokens": 3, "temperature": 0}
+    plain = (await bench.chat(**asked)).json()["choices"][0]["logprobs"]["content"]
+    chunks = events(await bench.chat(**asked, stream=True))[:-1]
+    streamed = [
+        token for chunk in chunks for choice in chunk["choices"] for token in (choice["logprobs"] or {"content": []})["content"]
+    ]
+    assert streamed == plain
+    assert [token["token"] for token in plain] == ["fake", " ", "engine:"]
+    assert plain[0]["bytes"] == list(b"fake")
+    assert [set(top) for top in plain[0]["top_logprobs"]] == [{"token", "logprob", "bytes"}] * 2
+
+
+async def test_several_answers_share_one_prompt_in_usage(bench: Bench) -> None:
+    answer = (await bench.chat(n=3, seed=1, max_tokens=20)).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert len({choice["message"]["content"] for choice in answer["choices"]}) > 1
+    assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (1, 60)
+
+
+async def test_more_answers_than_the_queue_has_places_are_refused_for_good(build: Callable[..., Bench]) -> None:
+    response = await build(places=2).chat(n=3)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "n")
+
+
+async def test_a_json_schema_is_given_to_the_engine(bench: Bench) -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "integer"}, "word": {"enum": ["yes", "no"]}}}
+    form = {"type": "json_schema", "json_schema": {"name": "point", "strict": True, "schema": schema}}
+    answer = (await bench.chat(response_format=form)).json()
+    assert json.loads(answer["choices"][0]["message"]["content"]) == {"x": 0, "word": "yes"}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png()}"}},
+        {"type": "image_url", "image_url": f"data:image/png;base64,{png()}"},
+        {"type": "image", "image": {"b64": png()}},
+        {"type": "image", "image": {"b64": f"data:image/png;base64,{png()}"}},
+    ],
+)
+async def test_every_form_of_a_picture_reaches_the_model(bench: Bench, part: dict[str, object]) -> None:
+    answer = (await bench.chat(messages=user({"type": "text", "text": "look"}, part))).json()
+    assert "[32x16]" in answer["choices"][0]["message"]["content"]
+    assert answer["usage"]["prompt_tokens_details"]["image_tokens"] == 16
+
+
+async def test_a_model_may_be_called_by_any_of_its_names_or_by_none(bench: Bench) -> None:
+    for model in ("fake", "org/fake-2B", None):
+        assert (await bench.chat(model=model)).json()["model"] == "fake"
+
+
+async def test_a_history_with_our_own_answer_in_it_is_read(bench: Bench) -> None:
+    first = (await bench.chat()).json()["choices"][0]["message"]
+    message = {**first, "annotations": None, "audio": None, "function_call": None, "tool_calls": None}
+    response = await bench.chat(messages=[{"role": "developer", "content": "be brief"}, *hello(), message, *hello("more")])
+    assert response.status_code == 200
+
+
+def test_every_sampling_field_reaches_the_engine() -> None:
+    asked = call(
+        max_completion_tokens=7,
+        temperature=0,
+        top_p=0.5,
+        top_k=3,
+        seed=11,
+        presence_penalty=1,
+        frequency_penalty=-1.5,
+        stop=["a", "b"],
+        logprobs=True,
+        top_logprobs=4,
+    )
+    assert asked.sampling == Sampling(7, 0.0, 0.5, 3, 11, 1.0, -1.5, ("a", "b"), True, 4)
+    assert call(stop="x").sampling.stop == ("x",)
+
+
+def test_the_servers_defaults_hold_where_a_request_names_none() -> None:
+    for fields in ({}, {"max_tokens": None, "temperature": None, "stop": None, "n": None, "response_format": None}):
+        asked = call(**fields)
+        assert asked.sampling == Sampling(max_tokens=99, temperature=0.5)
+        assert (asked.n, asked.schema, asked.model) == (1, None, None)
+
+
+def test_messages_become_drafts_with_options_and_places() -> None:
+    url = {"url": "https://example.org/a.png", "detail": "low", "min_pixels": 10, "max_pixels": 20}
+    messages = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": [{"type": "text", "text": "t"}, {"type": "image_url", "image_url": url}]},
+    ]
+    assert call(messages=messages).drafts == (
+        Draft("system", (Text("s"),)),
+        Draft(
+            "user",
+            (Text("t"), ImageRef(url["url"], ImageOptions("low", 10, 20), "messages.1.content.1.image_url")),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("form", "schema"),
+    [({"type": "text"}, None), ({"type": "json_object"}, {"type": "object"})],
+)
+def test_a_response_format_becomes_a_schema(form: dict[str, object], schema: dict[str, object] | None) -> None:
+    asked = call(response_format=form).schema
+    assert asked == schema if schema is None else json.loads(asked or "") == schema
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"user": "u", "safety_identifier": "s", "prompt_cache_key": "k", "metadata": {"a": "b"}},
+        {"store": False, "service_tier": "auto", "modalities": ["text"], "tool_choice": "none"},
+        {"tools": None, "functions": None, "logit_bias": None, "reasoning_effort": None, "audio": None},
+    ],
+)
+async def test_fields_that_rightly_change_nothing_change_nothing(bench: Bench, fields: dict[str, object]) -> None:
+    with_fields, without = await bench.chat(temperature=0, **fields), await bench.chat(temperature=0)
+    assert with_fields.status_code == 200
+    assert with_fields.json()["choices"] == without.json()["choices"]
+
+
+async def test_an_error_after_the_first_event_is_one_error_event_and_the_end(build: Callable[..., Bench]) -> None:
+    response = await build(FakeScript(fail_after=2)).chat(stream=True)
+    *chunks, last = events(response)
+    assert response.status_code == 200
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == "fake "
+    assert last["error"]["code"] == "engine_error"
+    assert "[DONE]" not in response.text
+
+
+async def test_an_error_before_the_first_event_is_a_real_status(build: Callable[..., Bench]) -> None:
+    response = await build(FakeScript(context_tokens=3)).chat(messages=hello("a b c d"), stream=True)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+    assert "text 4, pictures 0" in response.json()["error"]["message"]
+
+
+async def test_an_engine_that_fails_fails_its_request_alone(build: Callable[..., Bench]) -> None:
+    bench = build(FakeScript(fail_after=2))
+    assert (await bench.chat()).status_code == 500
+    assert (await bench.chat(max_tokens=2)).status_code == 200
