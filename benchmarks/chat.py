@@ -82,7 +82,8 @@ def _round(servers: Sequence[RunningServer], clients: int, pictures: Sequence[by
     for server in servers:
         stream = STREAMING.get(server.name, True)
         bodies = [question(picture, QUESTION, tokens=tokens, stream=stream, model=server.model) for picture in pictures]
-        answers, seconds = asyncio.run(ask_all(server.url, bodies, clients))
+        with server.alone(servers):
+            answers, seconds = asyncio.run(ask_all(server.url, bodies, clients))
         lengths = {answer.tokens for answer in answers}
         if lengths != {tokens}:
             raise WrongLength(f"{server.name} wrote answers of {sorted(lengths)} tokens; asked for were {tokens}")
@@ -171,7 +172,7 @@ def _notes(measured: Rounds, names: Sequence[str], plan: Plan) -> tuple[str, ...
     return (
         f"{plan.rounds} rounds; in each every server gets the same {requests}, about screens of 256x256 px that no"
         " server has seen before. The order of the servers changes from round to round; the others are loaded but"
-        " idle.",
+        " stopped (SIGSTOP).",
         f"Every answer has exactly {plan.tokens} tokens (checked): the model folder is a copy with the same weights in"
         " which no token ends an answer. Temperature 0.",
         f"Answers that are the same, letter for letter, as the {names[-1]}'s: {same}.",

@@ -54,8 +54,8 @@ def chat_body(turns: list[dict[str, object]], *, tokens: int, stream: bool = Tru
     return json.dumps(body).encode()
 
 
-async def ask(client: httpx.AsyncClient, body: bytes) -> Answer:
-    """Send one request and read the answer to its end. Raises AnswerFailed."""
+async def ask(client: httpx.AsyncClient, body: bytes, begun: asyncio.Event | None = None) -> Answer:
+    """Send one request and read the answer to its end; `begun` is set at its first text. Raises AnswerFailed."""
     began_s = time.perf_counter()
     first_s: float | None = None
     received = bytearray()
@@ -66,6 +66,8 @@ async def ask(client: httpx.AsyncClient, body: bytes) -> Answer:
             received += piece
             if first_s is None and streamed and _has_text(received):
                 first_s = time.perf_counter() - began_s
+                if begun is not None:
+                    begun.set()
     total_s = time.perf_counter() - began_s
     if response.status_code != 200:
         raise AnswerFailed(f"{response.status_code}: {received[:500].decode('utf-8', 'replace')}")

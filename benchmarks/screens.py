@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 
 from PIL import Image
+
 from training.draw import Style, draw_screen
 
 SCREEN_PX = 256
