@@ -87,7 +87,10 @@ async def test_logprobs_are_told_per_token_plainly_and_streamed(bench: Bench) ->
     plain = (await bench.chat(**asked)).json()["choices"][0]["logprobs"]["content"]
     chunks = events(await bench.chat(**asked, stream=True))[:-1]
     streamed = [
-        token for chunk in chunks for choice in chunk["choices"] for token in (choice["logprobs"] or {"content": []})["content"]
+        token
+        for chunk in chunks
+        for choice in chunk["choices"]
+        for token in (choice["logprobs"] or {"content": []})["content"]
     ]
     assert streamed == plain
     assert [token["token"] for token in plain] == ["fake", " ", "engine:"]
@@ -137,7 +140,9 @@ async def test_a_model_may_be_called_by_any_of_its_names_or_by_none(bench: Bench
 async def test_a_history_with_our_own_answer_in_it_is_read(bench: Bench) -> None:
     first = (await bench.chat()).json()["choices"][0]["message"]
     message = {**first, "annotations": None, "audio": None, "function_call": None, "tool_calls": None}
-    response = await bench.chat(messages=[{"role": "developer", "content": "be brief"}, *hello(), message, *hello("more")])
+    response = await bench.chat(
+        messages=[{"role": "developer", "content": "be brief"}, *hello(), message, *hello("more")]
+    )
     assert response.status_code == 200
 
 

@@ -18,7 +18,7 @@ from onsight.api.auth import Auth
 from onsight.api.body_limits import BodyLimits
 from onsight.api.boundary import Boundary
 from onsight.api.docs import DocsRoutes
-from onsight.api.errors import ErrorAnswer, answer_http_exception, answer_validation_error
+from onsight.api.errors import ErrorAnswer, translate_http_exception, translate_validation_error
 from onsight.api.health import About, Health, HealthRoutes, Ready
 from onsight.api.openai.answers import ChatCompletion, ChatCompletionChunk
 from onsight.api.openai.chat import ChatRoute
@@ -57,7 +57,10 @@ def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | N
         middleware=layers,
         lifespan=lifespan,
         responses={"default": {"model": ErrorAnswer, "description": "An error"}},
-        exception_handlers={HTTPException: answer_http_exception, RequestValidationError: answer_validation_error},
+        exception_handlers={
+            HTTPException: translate_http_exception,
+            RequestValidationError: translate_validation_error,
+        },
     )
     health = _add_routes(app, services, settings)
     health.endpoints.update(_endpoints(app))

@@ -113,26 +113,25 @@ def error_response(error: errors.RequestError) -> Response:
     return Response(error_body(error), status_of(error)[0], headers, "application/json")
 
 
-async def answer_http_exception(request: Request, error: Exception) -> Response:
-    """The router's own errors (no such path, wrong method) in our words."""
+async def translate_http_exception(request: Request, error: Exception) -> Response:
+    """Raise the router's own errors (no such path, wrong method) as ours, for the boundary to answer."""
     if not isinstance(error, HTTPException):
         raise error
     method, path = request.method, request.url.path
     match error.status_code:
         case 404:
-            return error_response(NoSuchRoute(f"nothing answers at {path}; GET /docs lists the routes"))
+            raise NoSuchRoute(f"nothing answers at {path}; GET /docs lists the routes")
         case 405:
             allow = (error.headers or {}).get("Allow", "")
-            why = f"{path} does not answer to {method}; it answers to {allow}"
-            return error_response(WrongMethod(why, allow=allow))
+            raise WrongMethod(f"{path} does not answer to {method}; it answers to {allow}", allow=allow)
         case _:
-            return error_response(errors.InvalidRequest(str(error.detail)))
+            raise errors.InvalidRequest(str(error.detail))
 
 
-async def answer_validation_error(request: Request, error: Exception) -> Response:
-    """FastAPI's own check of paths and queries: 400, with the place of the fault."""
+async def translate_validation_error(request: Request, error: Exception) -> Response:
+    """Raise FastAPI's own faults in paths and queries as ours: 400, with the place of the fault."""
     if not isinstance(error, RequestValidationError):
         raise error
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:])
-    return error_response(errors.InvalidRequest(f"{place}: {first['msg']}", param=place))
+    raise errors.InvalidRequest(f"`{place}`: {first['msg']}", param=place)

@@ -1,0 +1,102 @@
+"""With a key, nothing answers without it but what is listed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from starlette.routing import Route
+
+from tests.api.conftest import Bench, hello
+
+KEY = "sesame-sesame"
+OPEN = {"/health", "/ready", "/docs"}
+
+
+def _paths(bench: Bench) -> list[tuple[str, str]]:
+    """Every (method, path) that the application knows, and some that it does not."""
+    known = [
+        (method, route.path.replace("{model:path}", "fake"))
+        for route in bench.app.routes
+        if isinstance(route, Route)
+        for method in route.methods or ()
+    ]
+    assert len(known) >= 10
+    return [*known, ("GET", "/nowhere"), ("GET", "/docs/../metrics"), ("POST", "/health/x"), ("GET", "//health/")]
+
+
+async def test_every_route_but_the_open_ones_needs_the_key(build: Callable[..., Bench]) -> None:
+    bench = build(api_key=KEY)
+    async with bench.client() as client:
+        for method, path in _paths(bench):
+            response = await client.request(method, path)
+            if path in OPEN:
+                assert response.status_code == 200, path
+            else:
+                assert response.status_code == 401, path
+                assert response.headers["www-authenticate"] == "Bearer"
+                if method != "HEAD":
+                    assert response.json()["error"]["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"authorization": f"Bearer {KEY}"}, {"authorization": f"bearer  {KEY} "}, {"x-api-key": KEY}],
+)
+async def test_the_key_opens_every_route(build: Callable[..., Bench], headers: dict[str, str]) -> None:
+    bench = build(api_key=KEY)
+    bench.headers = headers
+    async with bench.client() as client:
+        for method, path in _paths(bench):
+            assert (await client.request(method, path)).status_code != 401
+    assert (await bench.chat()).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"authorization": f"Bearer {KEY}x"},
+        {"authorization": f"Bearer {KEY[:-1]}"},
+        {"authorization": f"Basic {KEY}"},
+        {"authorization": KEY},
+        {"authorization": "Bearer"},
+        {"authorization": "Bearer ", "x-api-key": "no"},
+        {"x-api-key": ""},
+        {"x-api-key": "é".encode()},
+    ],
+)
+async def test_a_wrong_key_opens_nothing(build: Callable[..., Bench], headers: dict[str, str]) -> None:
+    bench = build(api_key=KEY)
+    async with bench.client() as client:
+        response = await client.get("/v1/models", headers=headers)
+    assert response.status_code == 401
+    assert KEY not in response.text
+
+
+async def test_docs_and_metrics_are_open_when_the_settings_say_so(build: Callable[..., Bench]) -> None:
+    bench = build(api_key=KEY, open_docs=True, open_metrics=True)
+    assert (await bench.get("/openapi.json")).status_code == 200
+    assert (await bench.get("/metrics")).status_code == 200
+    assert (await bench.get("/v1/models")).status_code == 401
+
+
+async def test_a_request_without_a_key_is_refused_before_its_body_is_read(build: Callable[..., Bench]) -> None:
+    read = 0
+
+    async def body():
+        nonlocal read
+        for _ in range(1000):
+            read += 1
+            yield b"x" * 65536
+
+    bench = build(api_key=KEY)
+    async with bench.served() as url, bench.client() as client:
+        import httpx
+
+        async with httpx.AsyncClient() as client:
+            response = await client.post(f"{url}/v1/chat/completions", content=body())
+    assert response.status_code == 401
+
+
+async def test_without_a_key_setting_none_is_asked_for(bench: Bench) -> None:
+    assert (await bench.chat(messages=hello())).status_code == 200
