@@ -1,0 +1,48 @@
+"""Every block of the README runs, and prints what the README says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.readme import MAKE, README, ROOT, Block, blocks, commands, matches, run, run_python
+from tests.servers import Served, served
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    with served("peek") as running:
+        yield running
+
+
+def test_every_block_is_of_a_kind_that_is_run() -> None:
+    assert {block.language for block in blocks()} <= {"console", "python"}
+    assert README.read_text("utf-8").count("```") == 2 * len(blocks())
+
+
+@pytest.mark.parametrize("block", blocks(), ids=lambda block: block.text.splitlines()[0][:50])
+def test_the_block_prints_what_the_readme_says(block: Block, server: Served) -> None:
+    if block.language == "python":
+        run_python(block.text, server.url)
+        return
+    for command in commands(block):
+        if command.line in MAKE:
+            planned = subprocess.run(
+                ["make", "-n", command.line.split()[1]], cwd=ROOT, capture_output=True, text=True, check=True
+            )
+            assert MAKE[command.line] in planned.stdout
+            if command.line == "make serve":
+                assert matches(command.printed, re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:8000", server.log().strip()))
+            continue
+        assert matches(command.printed, run(command.line, server.url)), run(command.line, server.url)
+
+
+def test_every_relative_link_of_the_readme_leads_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", README.read_text("utf-8"))
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
