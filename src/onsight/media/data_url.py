@@ -5,6 +5,7 @@ from __future__ import annotations
 import binascii
 
 from onsight.core.errors import InvalidMedia, TooLarge
+from onsight.media.limits import MediaLimits
 
 _FORM = "data:image/png;base64,<base64>"
 _MAX_MEDIA_TYPE_CHARS = 256
@@ -14,20 +15,20 @@ _MAX_MEDIA_TYPE_CHARS = 256
 _CHUNK_CHARS = 1 << 18
 
 
-def check_data_url(url: str, max_bytes: int) -> None:
-    """Refuse, without decoding, a data: URL of another form, or one that must hold more than `max_bytes`.
+def check_data_url(url: str, limits: MediaLimits) -> None:
+    """Refuse, without decoding, a data: URL of another form, or one that must hold more than `limits.max_bytes`.
 
     The length counts white space too, so a tenth of slack is left; `decode_data_url` is exact.
     """
     _payload_start(url)
-    if len(url) > max_bytes * 4 // 3 * 1.1 + _MAX_MEDIA_TYPE_CHARS + 64:
-        raise _too_large(max_bytes)
+    if len(url) > limits.max_bytes * 4 // 3 * 1.1 + _MAX_MEDIA_TYPE_CHARS + 64:
+        raise _too_large(limits)
 
 
-def decode_data_url(url: str, max_bytes: int) -> bytes:
+def decode_data_url(url: str, limits: MediaLimits) -> bytes:
     """The bytes in a base64 data: URL; white space between the characters is skipped. Not for the event loop.
 
-    Raises InvalidMedia when the base64 is broken and TooLarge past `max_bytes`.
+    Raises InvalidMedia when the base64 is broken and TooLarge past `limits.max_bytes`.
     """
     decoded = bytearray()
     rest = ""
@@ -43,8 +44,8 @@ def decode_data_url(url: str, max_bytes: int) -> bytes:
         except ValueError:
             raise _broken("it has a character or padding that base64 does not allow") from None
         padded = padded or chunk.endswith("=")
-        if len(decoded) > max_bytes:
-            raise _too_large(max_bytes)
+        if len(decoded) > limits.max_bytes:
+            raise _too_large(limits)
     if rest:
         raise _broken("its length is not a multiple of 4; was it cut, or its padding left out?")
     if not decoded:
@@ -68,5 +69,5 @@ def _broken(why: str) -> InvalidMedia:
     return InvalidMedia(f"the base64 of the data: URL is broken: {why}")
 
 
-def _too_large(max_bytes: int) -> TooLarge:
-    return TooLarge(f"the image has more than {max_bytes} bytes (media.max_bytes); send a smaller one")
+def _too_large(limits: MediaLimits) -> TooLarge:
+    return TooLarge(f"the image has more than {limits.byte_limit}; send a smaller one")

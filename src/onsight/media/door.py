@@ -56,7 +56,7 @@ class MediaDoor:
         self._check(refs)
         slots = asyncio.Semaphore(_FETCHES_AT_ONCE)
         deadline = asyncio.get_running_loop().time() + self.limits.fetch_timeout_s
-        budget = _ByteBudget(self.limits.max_request_bytes)
+        budget = _ByteBudget(max(self.limits.max_request_bytes, self.limits.max_bytes))
 
         async def read(ref: ImageRef) -> PictureFile:
             with _Blame(ref):
@@ -88,14 +88,13 @@ class MediaDoor:
                 self._check_source(ref.source)
 
     def _check_source(self, source: str | bytes) -> None:
-        max_bytes = self.limits.max_bytes
         if isinstance(source, bytes):
-            if len(source) > max_bytes:
-                raise TooLarge(f"the image has {len(source)} bytes; the limit is {max_bytes} (media.max_bytes)")
+            if len(source) > self.limits.max_bytes:
+                raise TooLarge(f"the image has {len(source)} bytes; the limit is {self.limits.byte_limit}")
             return
         match _scheme(source):
             case "data":
-                check_data_url(source, max_bytes)
+                check_data_url(source, self.limits)
             case "http" | "https":
                 self._fetcher.check(source)
             case "":
@@ -108,7 +107,7 @@ class MediaDoor:
         if isinstance(source, bytes):
             return source
         if _scheme(source) == "data":
-            return await self._in_pool(lambda: decode_data_url(source, self.limits.max_bytes))
+            return await self._in_pool(lambda: decode_data_url(source, self.limits))
         async with slots:
             return await self._fetcher.fetch(source, deadline)
 
@@ -133,7 +132,7 @@ class _ByteBudget:
         self._left -= count
         if self._left < 0:
             raise TooLarge(
-                f"the request's images have more than {self._limit} bytes together (media.max_request_bytes)"
+                f"the request's images have more than {self._limit >> 20} MB together; send fewer or smaller ones"
             )
 
 

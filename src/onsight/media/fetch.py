@@ -151,9 +151,7 @@ class Fetcher:
         except TimeoutError:
             limit = f"{self._limits.fetch_timeout_s:g} s (media.fetch_timeout_s)"
             raise TimedOut(f"cannot fetch the image: {_host(target)} did not send it within {limit}") from None
-        raise InvalidMedia(
-            f"cannot fetch the image: more than {self._limits.max_redirects} redirects (media.max_redirects)"
-        )
+        raise InvalidMedia(f"cannot fetch the image: more than {self._limits.max_redirects} redirects")
 
     def _next(self, target: httpx.URL, location: str) -> httpx.URL:
         try:
@@ -203,7 +201,7 @@ class Fetcher:
         if headers.get(b"content-type", "").lower().startswith(("text/html", "application/xhtml")):
             raise InvalidMedia(f"{_host(target)} sent a web page, not an image; use the address of the image itself")
         max_bytes = self._limits.max_bytes
-        too_large = TooLarge(f"the image at {_host(target)} has more than {max_bytes} bytes (media.max_bytes)")
+        too_large = TooLarge(f"the image at {_host(target)} has more than {self._limits.byte_limit}")
         length = headers.get(b"content-length", "")
         if length.isdecimal() and int(length) > max_bytes:
             raise too_large

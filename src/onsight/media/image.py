@@ -53,13 +53,10 @@ def read_header(data: bytes, limits: MediaLimits) -> PictureFile:
         limit = f"{limits.max_pixels / 1e6:g} Mpx"
         raise InvalidMedia(f"image is {width}x{height} px; the limit is {limit} (media.max_pixels)")
     if min(width, height) < limits.min_side:
-        raise InvalidMedia(
-            f"image is {width}x{height} px; each side needs at least {limits.min_side} px (media.min_side)"
-        )
+        raise InvalidMedia(f"image is {width}x{height} px; each side needs at least {limits.min_side} px")
     if max(width, height) > limits.max_aspect * min(width, height):
         raise InvalidMedia(
-            f"image is {width}x{height} px; "
-            f"the longer side may be at most {limits.max_aspect:g} times the shorter (media.max_aspect)"
+            f"image is {width}x{height} px; the longer side may be at most {limits.max_aspect:g} times the shorter"
         )
     return file
 

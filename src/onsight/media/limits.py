@@ -37,6 +37,11 @@ class MediaLimits:
     max_redirects: int = 3
     decode_workers: int = 2
 
+    @property
+    def byte_limit(self) -> str:
+        """`max_bytes` as an error text says it."""
+        return f"{self.max_bytes / (1 << 20):.3g} MB (media.max_mb)"
+
     def __post_init__(self) -> None:
         if self.allowed_hosts and self.remote != "allow-list":
             raise StartError(f'media.allowed_hosts needs media.remote = "allow-list"; it is "{self.remote}"')
