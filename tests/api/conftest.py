@@ -159,3 +159,29 @@ async def until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not true():
             await asyncio.sleep(0.005)
+
+
+@asynccontextmanager
+async def dialled(url: str, sent: bytes) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A bare connection to a served application, over which `sent` has gone; closed at the end."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+    writer.write(sent)
+    await writer.drain()
+    try:
+        async with asyncio.timeout(10):
+            yield reader, writer
+    finally:
+        writer.close()
+
+
+def request_head(length: int | None, body: bytes = b"") -> bytes:
+    """A chat request's head, announcing `length` bytes of body (None: chunked), and the first bytes of the body."""
+    size = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{size}\r\n\r\n"
+    return head.encode() + body
+
+
+def chat_bytes(**fields: object) -> bytes:
+    """A whole chat request as it goes over the wire."""
+    body = json.dumps({"messages": hello(), **fields}).encode()
+    return request_head(len(body), body)

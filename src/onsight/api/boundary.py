@@ -13,20 +13,24 @@ from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onsight.api.connection import ClientLeft
 from onsight.api.errors import InternalError, error_body, error_response
 from onsight.api.request_log import log_refusal
 from onsight.api.sse import MEDIA_TYPE, event
-from onsight.core.errors import RequestError
+from onsight.core.errors import RequestError, TimedOut
 
 _log = logging.getLogger(__name__)
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
+# A small body has mostly come with its head; reading it keeps the connection usable. A large one is read and dropped
+# for a while, so that a client in the middle of sending gets to read why it is refused.
+_SMALL_BYTES = 1 << 16
+_SMALL_LINGER_S = 0.05
 _LINGER_S = 2.0
-_LINGER_BYTES = 1 << 16
 
 
 def request_id(scope: Scope) -> str:
@@ -69,7 +73,7 @@ class Boundary:
         if not exchange.started:
             if not scope["state"]["taken_up"]:
                 log_refusal(exchange.id, scope["method"], scope["path"], error)
-            await error_response(error)(scope, exchange.receive, exchange.send)
+            await exchange.refuse(error_response(error), scope, patient=not isinstance(error, TimedOut))
         elif exchange.is_stream:
             await exchange.send({"type": "http.response.body", "body": event(error_body(error)), "more_body": False})
         else:
@@ -87,7 +91,8 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._unread = _has_body(headers)
-        self._large = int(_length(headers) or 0) > _LINGER_BYTES or "transfer-encoding" in headers
+        self._small = int(_length(headers) or 0) <= _SMALL_BYTES and "transfer-encoding" not in headers
+        self._linger_s = _LINGER_S
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -95,12 +100,19 @@ class _Exchange:
             self._unread = False
         return message
 
+    async def refuse(self, response: Response, scope: Scope, *, patient: bool) -> None:
+        """Send `response` although the body may not have been read; `patient`: read on for a moment."""
+        self._linger_s = _LINGER_S if patient else 0.0
+        if self._small and patient:
+            await self._linger(_SMALL_LINGER_S)
+        await response(scope, self.receive, self.send)
+
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._begin(MutableHeaders(raw=list(message.get("headers", ()))), message)
         elif not message.get("more_body", False) and self._unread:
             await self._send({**message, "more_body": True})
-            await self._linger()
+            await self._linger(self._linger_s)
             message = {"type": "http.response.body", "body": b"", "more_body": False}
         await self._send(message)
 
@@ -108,14 +120,14 @@ class _Exchange:
         self.started = True
         self.is_stream = headers.get("content-type", "").startswith(MEDIA_TYPE)
         headers["x-request-id"] = self.id
-        if self._unread and self._large:
+        if self._unread:
             headers["connection"] = "close"
         message["headers"] = headers.raw
 
-    async def _linger(self) -> None:
-        """Read on for a moment after a refusal: a connection closed under a sending client would lose it the answer."""
+    async def _linger(self, limit_s: float) -> None:
+        """Read on after a refusal: a connection closed under a sending client would lose it the answer."""
         try:
-            async with asyncio.timeout(_LINGER_S):
+            async with asyncio.timeout(limit_s):
                 while self._unread:
                     await self.receive()
         except TimeoutError:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from onsight.api.json_body import PART
@@ -20,6 +21,11 @@ def _only(why: str, *allowed: object) -> BeforeValidator:
         raise PydanticCustomError("unsupported", "{why}", {"why": why})
 
     return BeforeValidator(check)
+
+
+def _never(why: str) -> tuple[BeforeValidator, FieldInfo]:
+    """Lets only null pass, and says so in the description."""
+    return _only(why), Field(description=f"Not offered: {why}.")
 
 
 def _wrong(field: str, why: str) -> PydanticCustomError:
@@ -140,13 +146,13 @@ class ChatMessage(_Strict):
         BeforeValidator(_check_content),
         BeforeValidator(_as_parts, json_schema_input_type=str | list[Part]),
     ]
-    name: Annotated[None, _only("models here know no names of speakers")] = None
+    name: Annotated[None, *_never("models here know no names of speakers")] = None
     # An answer of ours, sent back as part of the history, carries these as null.
-    refusal: Annotated[None, _only(_TEXT_ONLY)] = None
-    annotations: Annotated[None, _only(_TEXT_ONLY)] = None
-    audio: Annotated[None, _only(_TEXT_ONLY)] = None
-    function_call: Annotated[None, _only(_NO_TOOLS)] = None
-    tool_calls: Annotated[None, _only(_NO_TOOLS)] = None
+    refusal: Annotated[None, *_never(_TEXT_ONLY)] = None
+    annotations: Annotated[None, *_never(_TEXT_ONLY)] = None
+    audio: Annotated[None, *_never(_TEXT_ONLY)] = None
+    function_call: Annotated[None, *_never(_NO_TOOLS)] = None
+    tool_calls: Annotated[None, *_never(_NO_TOOLS)] = None
 
     @model_validator(mode="after")
     def _fits_its_role(self) -> ChatMessage:
@@ -176,7 +182,7 @@ class JsonSchema(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     schema_: dict[str, object] = Field(alias="schema")
     strict: bool | None = None
-    description: Annotated[None, _only("say it in a message")] = None
+    description: Annotated[None, *_never("say it in a message")] = None
 
 
 class TextFormat(_Strict):
@@ -237,19 +243,19 @@ class _ChangesNothing(_Strict):
 
 
 class _NotOffered(_Strict):
-    """OpenAI's fields that are refused by name, null apart."""
+    """OpenAI's fields that are refused by name; null is the same as leaving them out."""
 
-    tools: Annotated[None, _only(_NO_TOOLS)] = None
-    parallel_tool_calls: Annotated[None, _only(_NO_TOOLS)] = None
-    functions: Annotated[None, _only(_NO_TOOLS)] = None
-    function_call: Annotated[None, _only(_NO_TOOLS)] = None
-    audio: Annotated[None, _only(_TEXT_ONLY)] = None
-    prediction: Annotated[None, _only("answers are not predicted")] = None
-    reasoning_effort: Annotated[None, _only("no model here reasons apart")] = None
-    verbosity: Annotated[None, _only("ask for it in a message")] = None
-    logit_bias: Annotated[None, _only("tokens cannot be weighted one by one")] = None
-    web_search_options: Annotated[None, _only("nothing is searched")] = None
-    prompt_cache_retention: Annotated[None, _only("nothing is promised to stay cached")] = None
+    tools: Annotated[None, *_never(_NO_TOOLS)] = None
+    parallel_tool_calls: Annotated[None, *_never(_NO_TOOLS)] = None
+    functions: Annotated[None, *_never(_NO_TOOLS)] = None
+    function_call: Annotated[None, *_never(_NO_TOOLS)] = None
+    audio: Annotated[None, *_never(_TEXT_ONLY)] = None
+    prediction: Annotated[None, *_never("answers are not predicted")] = None
+    reasoning_effort: Annotated[None, *_never("no model here reasons apart")] = None
+    verbosity: Annotated[None, *_never("ask for it in a message")] = None
+    logit_bias: Annotated[None, *_never("tokens cannot be weighted one by one")] = None
+    web_search_options: Annotated[None, *_never("nothing is searched")] = None
+    prompt_cache_retention: Annotated[None, *_never("nothing is promised to stay cached")] = None
 
 
 class ChatRequest(_ChangesNothing, _NotOffered):

@@ -1,0 +1,142 @@
+"""Bodies: how large, how slow, and how many at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import httpx
+import pytest
+
+from onsight.api.body_limits import BodyLimits
+from onsight.core.errors import Overloaded
+from onsight.engines.fake_engine import FakeScript
+from tests.api.conftest import Bench, dialled, hello, request_head, until
+
+ROUTE = "/v1/chat/completions"
+JSON = {"content-type": "application/json"}
+
+
+async def test_a_body_announced_as_too_large_is_413_before_it_comes(build: Callable[..., Bench]) -> None:
+    async with build(max_body_bytes=1000).served() as url, dialled(url, request_head(1001)) as (reader, _):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 413")
+
+
+async def test_a_client_in_the_middle_of_sending_50_mb_still_gets_to_read_its_413(build: Callable[..., Bench]) -> None:
+    async with build(max_body_bytes=1 << 20).served() as url, httpx.AsyncClient() as client:
+        response = await client.post(url + ROUTE, content=bytes(50 << 20), headers=JSON)
+    assert response.status_code == 413
+    assert "the limit is 1048576" in response.json()["error"]["message"]
+
+
+async def test_an_endless_body_is_cut_at_the_limit(build: Callable[..., Bench]) -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while sent < 1 << 30:
+            sent += 1 << 16
+            yield bytes(1 << 16)
+
+    bench = build(max_body_bytes=1 << 20)
+    # In memory, so that nothing is sent that nobody asked for: what the application reads after its refusal is
+    # what it reads to let the client finish.
+    received = 0
+
+    async def counted() -> AsyncIterator[bytes]:
+        nonlocal received
+        async for piece in endless():
+            received += len(piece)
+            yield piece
+            await asyncio.sleep(0.01)
+
+    async with bench.client() as client:
+        response = await client.post(ROUTE, content=counted(), headers=JSON)
+    assert response.status_code == 413
+    assert response.headers["connection"] == "close"
+    assert received < 64 << 20
+
+
+async def test_a_body_as_large_as_the_limit_is_read(build: Callable[..., Bench]) -> None:
+    body = b'{"max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}'
+    async with build(max_body_bytes=1 << 20).client() as client:
+        response = await client.post(ROUTE, content=body.ljust(1 << 20), headers=JSON)
+    assert response.status_code == 200
+
+
+async def test_a_body_that_stops_coming_is_408(build: Callable[..., Bench]) -> None:
+    bench = build(body_timeout_s=0.05)
+    async with bench.served() as url, dialled(url, request_head(100, b"{")) as (reader, _):
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408")
+        assert b"too slowly, 1 bytes" in await reader.readline()
+
+
+async def test_a_slow_answer_is_not_taken_for_a_slow_body(build: Callable[..., Bench]) -> None:
+    assert (await build(FakeScript(step_s=0.02), body_timeout_s=0.05).chat()).status_code == 200
+
+
+async def test_many_large_bodies_at_once_are_refused_past_the_total(build: Callable[..., Bench]) -> None:
+    bench = build(max_body_bytes=1 << 20, max_bodies_bytes=2 << 20)
+    async with bench.served() as url:
+        async with dialled(url, request_head(1 << 20, b"{")), dialled(url, request_head(1 << 20, b"{")):
+            async with httpx.AsyncClient(base_url=url) as client:
+
+                async def asked() -> int:
+                    return (await client.post(ROUTE, json={"messages": hello()})).status_code
+
+                codes = {await asked()}
+                async with asyncio.timeout(5):
+                    while 429 not in codes:
+                        codes = {await asked()}
+        async with httpx.AsyncClient(base_url=url) as client, asyncio.timeout(5):
+            while (await client.post(ROUTE, json={"messages": hello()})).status_code != 200:
+                await asyncio.sleep(0.01)
+
+
+async def test_what_a_body_reserved_is_given_back_however_its_request_ends() -> None:
+    async def reads(scope: object, receive: Callable[..., object], send: object) -> None:
+        await receive()
+        raise Overloaded("x")
+
+    limits = BodyLimits(reads, max_bytes=100, max_total_bytes=100, timeout_s=1)
+    scope = {"type": "http", "headers": [(b"content-length", b"100")]}
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b"x" * 100, "more_body": False}
+
+    for _ in range(3):
+        with pytest.raises(Overloaded, match=r"^x$"):
+            await limits(scope, receive, None)
+
+
+async def test_a_full_queue_refuses_before_it_reads_a_body(build: Callable[..., Bench]) -> None:
+    bench = build(FakeScript(step_s=600), places=1)
+    async with bench.served() as url, httpx.AsyncClient(base_url=url) as client:
+        waiting = asyncio.create_task(client.post(ROUTE, json={"messages": hello()}))
+        await until(lambda: bench.admission.taken == 1)
+        async with dialled(url, request_head(5_000_000)) as (reader, _):
+            head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 429")
+        assert b"retry-after: 1" in head
+        waiting.cancel()
+        await until(lambda: bench.admission.taken == 0)
+
+
+async def test_a_server_that_is_stopping_refuses_with_503(bench: Bench) -> None:
+    bench.admission.close()
+    response = await bench.chat()
+    assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+
+
+async def test_a_thousand_clients_on_a_queue_of_32_are_answered_or_told_to_come_back(
+    build: Callable[..., Bench],
+) -> None:
+    bench = build(FakeScript(step_s=0.001), places=32)
+    async with bench.client() as client:
+        body = {"messages": hello(), "max_tokens": 2}
+        responses = await asyncio.gather(*(client.post(ROUTE, json=body) for _ in range(1000)))
+    codes = [response.status_code for response in responses]
+    assert set(codes) == {200, 429}
+    assert all("retry-after" in response.headers for response in responses if response.status_code == 429)
+    assert bench.admission.taken == 0
