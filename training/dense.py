@@ -95,8 +95,8 @@ def dense_labels(screen: Screen, name: Namer) -> DenseLabels:
             ],
             -1,
         )
-        names[area + (np.full((1, 1), 1),)] = name(widget.colour)
-        names[area + (np.full((1, 1), 2),)] = name(KIND_NAMES[widget.kind])
+        names[(*area, 1)] = name(widget.colour)
+        names[(*area, 2)] = name(KIND_NAMES[widget.kind])
         row = min(int((run.top + run.bottom) / 2 * down) // PATCH, GRID - 1)
         for character, left, right in zip(run.text, run.edges, run.edges[1:], strict=False):
             slot = min(int((left + right) / 2 * across) * SLOTS // PATCH, GRID * SLOTS - 1)

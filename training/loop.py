@@ -33,7 +33,7 @@ class Schedule:
 def add_loop_arguments(parser: argparse.ArgumentParser, batch: int, rate: float) -> None:
     """The arguments that both stages share."""
     parser.add_argument("--out", required=True, help="folder of this run's checkpoint and log")
-    parser.add_argument("--warm", help="a model folder, or a checkpoint of the other stage, whose weights to start from")
+    parser.add_argument("--warm", help="a model folder, or another run, whose weights to start from")
     parser.add_argument("--minutes", type=float, default=30.0, help="length of the whole run")
     parser.add_argument("--decay", type=float, default=0.25, help="share of the run over which the rate falls")
     parser.add_argument("--batch", type=int, default=batch, help="screens in a step")
@@ -62,52 +62,70 @@ def run_loop(
     torch.set_num_threads(arguments.threads)
     for module in modules.values():
         module.to(device).train()
-    optimiser = torch.optim.AdamW(
-        [{"params": parameters, "factor": factor} for parameters, factor in groups], betas=(0.9, 0.98), weight_decay=0.02
-    )
+    optimisers = make_optimisers(modules, groups)
     state = {"steps": 0, "screens": 0, "minutes": 0.0}
     if (out / "checkpoint.pt").exists():
-        state = load_checkpoint(out, modules, optimiser)
+        state = load_checkpoint(out, modules, optimisers)
     started, before, saved, log = time.monotonic(), state["minutes"], time.monotonic(), _Log(out)
     for batch in batches(state["screens"]):
         rate = schedule.rate(state["steps"], state["minutes"])
-        for group in optimiser.param_groups:
+        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = rate * group["factor"]
         batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
         with torch.autocast(device.type, torch.bfloat16):
             loss, shares = step(batch)
-        optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_([p for parameters, _ in groups for p in parameters], 1.0)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         state["steps"] += 1
         state["screens"] += len(batch["pixels"])
         state["minutes"] = before + (time.monotonic() - started) / 60
         log.add(state, rate, {"loss": loss, "norm": norm, **shares})
         over = state["minutes"] >= schedule.minutes
         if over or time.monotonic() - saved > 60 * arguments.save_every:
-            save_checkpoint(out, modules, optimiser, state)
+            save_checkpoint(out, modules, optimisers, state)
             saved = time.monotonic()
         if over:
             break
 
 
-def save_checkpoint(out: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer, state: dict) -> None:
+Optimisers = tuple[torch.optim.Optimizer, ...]
+
+
+def make_optimisers(modules: dict[str, nn.Module], groups: list[tuple[list[nn.Parameter], float]]) -> Optimisers:
+    """Muon for the matrices inside the layers and the connector, AdamW for all else (embeddings, norms, heads)."""
+    named = {id(p): name for module in modules.values() for name, p in module.named_parameters()}
+
+    def inner(parameter: nn.Parameter) -> bool:
+        name = named[id(parameter)]
+        return parameter.ndim == 2 and (".layers." in name or "modality_projection" in name)
+
+    matrices = [{"params": [p for p in ps if inner(p)], "factor": 2 * factor} for ps, factor in groups]
+    others = [{"params": [p for p in ps if not inner(p)], "factor": factor} for ps, factor in groups]
+    return (
+        torch.optim.Muon([g for g in matrices if g["params"]], adjust_lr_fn="match_rms_adamw", weight_decay=0.02),
+        torch.optim.AdamW([g for g in others if g["params"]], betas=(0.9, 0.98), weight_decay=0.02, fused=True),
+    )
+
+
+def save_checkpoint(out: Path, modules: dict[str, nn.Module], optimisers: Optimisers, state: dict) -> None:
     """Write everything that an exact resume needs, in one step."""
-    content = {"state": state, "optimiser": optimiser.state_dict()}
+    content = {"state": state, "optimisers": [optimiser.state_dict() for optimiser in optimisers]}
     content |= {name: module.state_dict() for name, module in modules.items()}
     torch.save(content, out / "checkpoint.tmp")
     (out / "checkpoint.tmp").replace(out / "checkpoint.pt")
 
 
-def load_checkpoint(out: Path, modules: dict[str, nn.Module], optimiser: torch.optim.Optimizer | None) -> dict:
-    """Read a checkpoint into ``modules`` (those it has) and the optimiser; gives the counts of the run."""
+def load_checkpoint(out: Path, modules: dict[str, nn.Module], optimisers: Optimisers = ()) -> dict:
+    """Read a checkpoint into ``modules`` (those it has) and the optimisers; gives the counts of the run."""
     content = torch.load(out / "checkpoint.pt", map_location="cpu", weights_only=True)
     for name, module in modules.items():
         if name in content:
             module.load_state_dict(content[name])
-    if optimiser is not None:
-        optimiser.load_state_dict(content["optimiser"])
+    for optimiser, state in zip(optimisers, content["optimisers"], strict=False):
+        optimiser.load_state_dict(state)
     return content["state"]
 
 

@@ -118,7 +118,9 @@ def write_untrained(folder: Path = BUNDLED) -> None:
     model = new_model(tokenizer)
     save_weights(model, folder)
     _write_json(folder / "preprocessor_config.json", PREPROCESSOR)
-    _write_json(folder / "processor_config.json", {"image_seq_len": IMAGE_TOKENS, "processor_class": "SmolVLMProcessor"})
+    _write_json(
+        folder / "processor_config.json", {"image_seq_len": IMAGE_TOKENS, "processor_class": "SmolVLMProcessor"}
+    )
     generation = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )

@@ -171,5 +171,12 @@ def _by_text(widget: Widget, rng: random.Random) -> str:
     """A phrase that names the widget by its text: quoted or not, with its kind or not, sometimes in lower case."""
     kind = KIND_NAMES[widget.kind]
     text = widget.text.lower() if rng.random() < 0.1 else widget.text
-    forms = (text, f'"{text}"', f"the {kind} {text}", f'the {kind} "{text}"', f"the {text} {kind}", f'the "{text}" {kind}')
+    forms = (
+        text,
+        f'"{text}"',
+        f"the {kind} {text}",
+        f'the {kind} "{text}"',
+        f"the {text} {kind}",
+        f'the "{text}" {kind}',
+    )
     return rng.choice(forms)

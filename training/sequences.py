@@ -1,0 +1,197 @@
+"""Stage 2: teach the whole model to answer, several questions about one screen in one conversation.
+
+The dense labels of stage 1 stay as a further term of the loss, so that the tower goes on learning to read.
+
+    python -m training.sequences --out RUN2 --warm RUN --minutes 40
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers import SmolVLMForConditionalGeneration
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from training.dense import TRAINING_SEEDS, DenseHeads, Namer, dense_example, dense_loss, see
+from training.draw import Style, draw_screen
+from training.loop import Schedule, add_loop_arguments, load_checkpoint, run_loop
+from training.model import BUNDLED, IMAGE_TOKENS, load_tokenizer, new_model, warm_start
+from training.questions import Question, ask_questions
+from training.tokenizer import END, FAKE, GLOBAL, IMAGE, START
+
+PICTURE = FAKE + GLOBAL + IMAGE * IMAGE_TOKENS + FAKE
+LONG_TASKS = ("describe", "listing")
+
+
+class Writer:
+    """Turns questions about one screen into token ids with labels."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self.tokenizer = tokenizer
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of ``text``, special tokens recognised, none added."""
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def conversation(self, questions: Sequence[Question], rng: random.Random) -> tuple[list[int], list[float]]:
+        """(token ids, weight in the loss of each token as a target); only answers and their ends have a weight."""
+        ids: list[int] = []
+        weights: list[float] = []
+        for number, question in enumerate(questions):
+            ids += (prompt := self.ids(turn(question.text, number == 0, rng.random() < 0.85)))
+            weights += [0.0] * len(prompt)
+            ids += (answer := self.ids(f" {question.answer}{END}"))
+            weights += [0.4 if question.task in LONG_TASKS else 1.0] * len(answer)
+            ids += (gap := self.ids("\n"))
+            weights += [0.0] * len(gap)
+        return ids, weights
+
+
+def turn(text: str, first: bool, picture_first: bool = True) -> str:
+    """A user's turn and the start of the answer, as the chat template writes it; the first turn has the picture."""
+    if not first:
+        body = f"User: {text}"
+    elif picture_first:
+        body = f"{START}User:{PICTURE}{text}"
+    else:
+        body = f"{START}User: {text}{PICTURE}"
+    return f"{body}{END}\nAssistant:"
+
+
+class Conversations(IterableDataset):
+    """Endless screens: what DenseScreens gives, and token ids with weights."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, first_seed: int, style: Style, questions: int):
+        self.tokenizer, self.first_seed, self.style, self.questions = tokenizer, first_seed, style, questions
+
+    def __iter__(self):
+        worker = get_worker_info()
+        step, start = (worker.num_workers, worker.id) if worker else (1, 0)
+        seed = 2 * TRAINING_SEEDS + self.first_seed + start
+        name, writer = Namer(self.tokenizer), Writer(self.tokenizer)
+        while True:
+            screen = draw_screen(seed, self.style)
+            rng = random.Random(-seed)
+            asked = ask_questions(screen, rng, rng.randint(self.questions - 2, self.questions + 2))
+            ids, weights = writer.conversation(asked, rng)
+            yield dense_example(screen, name) | {"ids": torch.tensor(ids), "weights": torch.tensor(weights)}
+            seed += step
+
+
+def collate(examples: list[dict[str, Tensor]], pad: int, conversations: int) -> dict[str, Tensor]:
+    """Stack pictures and dense labels; pad the token ids of the first ``conversations`` screens on the right."""
+    batch = {key: torch.stack([e[key] for e in examples]) for key in examples[0] if key not in ("ids", "weights")}
+    chosen = examples[:conversations]
+    batch["ids"] = torch.nn.utils.rnn.pad_sequence([e["ids"] for e in chosen], True, pad)
+    batch["weights"] = torch.nn.utils.rnn.pad_sequence([e["weights"] for e in chosen], True, 0.0)
+    return batch
+
+
+def answer_loss(
+    model: SmolVLMForConditionalGeneration, tokens: Tensor, batch: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean loss over the answers' tokens, and the share of them guessed right.
+
+    ``tokens`` (B, IMAGE_TOKENS, width) are the pictures' tokens; ``batch["ids"]`` (B, L), ``batch["weights"]`` (B, L).
+    """
+    ids, weights = batch["ids"], batch["weights"]
+    embeddings = model.get_input_embeddings()(ids)
+    spots = (ids == model.config.image_token_id).unsqueeze(-1)
+    embeddings = embeddings.masked_scatter(spots, tokens.to(embeddings.dtype))
+    # Padding stands on the right and has no weight, so the causal mask alone will do.
+    hidden = model.model.text_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+    asked = weights[:, 1:] > 0
+    logits = model.lm_head(hidden[:, :-1][asked]).float()
+    wanted, weight = ids[:, 1:][asked], weights[:, 1:][asked]
+    loss = (functional.cross_entropy(logits, wanted, reduction="none") * weight).sum() / weight.sum()
+    right = (logits.argmax(-1) == wanted).float()
+    return loss, {"answer": loss.detach(), "tokens_right": right.mean()}
+
+
+def main() -> None:
+    """Run stage 2 from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_loop_arguments(parser, batch=24, rate=1e-3)
+    parser.add_argument("--conversations", type=int, default=16, help="screens of a step that are asked about")
+    parser.add_argument("--questions", type=int, default=6, help="short questions a screen, two more or fewer")
+    parser.add_argument("--tower", type=float, default=0.5, help="factor on the tower's and connector's rate")
+    parser.add_argument("--dense", type=float, default=0.3, help="weight of the dense loss")
+    parser.add_argument("--follow", help="a stage 1 run that goes on beside this one and alone trains the tower")
+    parser.add_argument("--tower-from", help="a stage 1 run whose tower to start from, whatever --warm holds")
+    arguments = parser.parse_args()
+    tokenizer = load_tokenizer(BUNDLED)
+    model = new_model(tokenizer)
+    heads = DenseHeads(model.config.vision_config.hidden_size)
+    _start_from(arguments, model, heads)
+    tower = list(model.model.vision_model.parameters())
+    groups = [
+        (list(model.model.connector.parameters()), arguments.tower),
+        (list(model.model.text_model.parameters()), 1.0),
+    ]
+    follower = Follower(Path(arguments.follow), model, heads) if arguments.follow else None
+    if follower is None:
+        groups += [(tower, arguments.tower), (list(heads.parameters()), 1.0)]
+
+    def batches(first_seed: int) -> DataLoader:
+        data = Conversations(tokenizer, first_seed, Style(), arguments.questions)
+        together = partial(collate, pad=tokenizer.pad_token_id, conversations=arguments.conversations)
+        return DataLoader(data, arguments.batch, num_workers=arguments.workers, prefetch_factor=4, collate_fn=together)
+
+    def step(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        if follower is not None:
+            follower.look()
+        with torch.set_grad_enabled(follower is None):
+            patches = see(model, batch["pixels"])
+        dense, shares = dense_loss(model, heads, patches, batch)
+        tokens = model.model.connector(patches[: len(batch["ids"])])
+        answers, right = answer_loss(model, tokens, batch)
+        return answers + arguments.dense * dense, shares | right
+
+    schedule = Schedule(arguments.rate, arguments.warmup, arguments.minutes, arguments.decay)
+    run_loop(arguments, {"model": model, "heads": heads}, groups, batches, step, schedule)
+
+
+class Follower:
+    """Keeps the tower (and the heads) as a stage 1 run that goes on beside this one last stored them."""
+
+    def __init__(self, run: Path, model: SmolVLMForConditionalGeneration, heads: DenseHeads):
+        self.path, self.model, self.heads, self.seen = run / "checkpoint.pt", model, heads, 0.0
+        model.model.vision_model.requires_grad_(False)
+        heads.requires_grad_(False)
+
+    def look(self) -> None:
+        """Take over a newer checkpoint, if there is one."""
+        changed = self.path.stat().st_mtime
+        if changed > self.seen:
+            take_tower(self.path.parent, self.model, self.heads)
+            self.seen = changed
+
+
+def take_tower(run: Path, model: SmolVLMForConditionalGeneration, heads: DenseHeads) -> None:
+    """Load the tower and the heads alone from the checkpoint of ``run``."""
+    content = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    prefix = "model.vision_model."
+    tower = {key.removeprefix(prefix): v for key, v in content["model"].items() if key.startswith(prefix)}
+    model.model.vision_model.load_state_dict(tower)
+    heads.load_state_dict(content["heads"])
+
+
+def _start_from(arguments: argparse.Namespace, model: SmolVLMForConditionalGeneration, heads: DenseHeads) -> None:
+    if arguments.warm and (Path(arguments.warm) / "checkpoint.pt").exists():
+        load_checkpoint(Path(arguments.warm), {"model": model, "heads": heads})
+    elif arguments.warm:
+        warm_start(model, Path(arguments.warm))
+    if arguments.tower_from:
+        take_tower(Path(arguments.tower_from), model, heads)
+
+
+if __name__ == "__main__":
+    main()
