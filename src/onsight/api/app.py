@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -138,8 +139,9 @@ def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> Heal
 
 
 def _endpoints(app: FastAPI) -> dict[str, str]:
-    """Path -> method and summary, from the description, so that no route is listed twice."""
-    listed: dict[str, str] = {}
-    for path, operations in app.openapi()["paths"].items():
-        listed[path] = "; ".join(f"{method.upper()} - {what['summary']}" for method, what in operations.items())
-    return listed
+    """Path -> methods and summary of every described route."""
+    return {
+        route.path_format: f"{', '.join(sorted(route.methods or ()))} - {route.summary}"
+        for route in app.routes
+        if isinstance(route, APIRoute) and route.include_in_schema
+    }

@@ -236,10 +236,18 @@ class _ChangesNothing(_Strict):
     safety_identifier: str | None = Field(None, description="Changes nothing: users are not told apart.")
     metadata: dict[str, str] | None = Field(None, description="Changes nothing: answers are not stored.")
     prompt_cache_key: str | None = Field(None, description="Changes nothing: every prompt may be reused.")
-    store: Annotated[Literal[False] | None, _only("answers are not stored", False)] = None
-    service_tier: Annotated[Literal["auto", "default"] | None, _only("there is one tier", "auto", "default")] = None
-    modalities: Annotated[list[Literal["text"]] | None, _only(_TEXT_ONLY, ["text"])] = None
-    tool_choice: Annotated[Literal["none"] | None, _only(_NO_TOOLS, "none")] = None
+    store: Annotated[Literal[False] | None, _only("answers are not stored", False)] = Field(
+        None, description="Changes nothing: answers are not stored, and this says so."
+    )
+    service_tier: Annotated[Literal["auto", "default"] | None, _only("there is one tier", "auto", "default")] = Field(
+        None, description="Changes nothing: there is one tier."
+    )
+    modalities: Annotated[list[Literal["text"]] | None, _only(_TEXT_ONLY, ["text"])] = Field(
+        None, description="Changes nothing: answers are text anyway."
+    )
+    tool_choice: Annotated[Literal["none"] | None, _only(_NO_TOOLS, "none")] = Field(
+        None, description="Changes nothing: no tool is ever called."
+    )
 
 
 class _NotOffered(_Strict):
