@@ -75,12 +75,11 @@ class SlotBook:
         """The slot now holds keys and values of `computed` entries of its request's identity."""
         self._records[slot].computed = computed
 
-    def release(self, slot: int, *, keep: bool) -> None:
-        """Free a slot; `keep` is False when its contents cannot be trusted."""
+    def release(self, slot: int) -> None:
+        """Free a slot. What a failed step half wrote lies past `computed`, so that nobody reads it."""
         self._clock += 1
         record = self._records[slot]
-        identity = record.identity[: record.computed] if keep else []
-        self._records[slot] = SlotRecord(identity, len(identity), False, self._clock)
+        self._records[slot] = SlotRecord(record.identity[: record.computed], record.computed, False, self._clock)
 
 
 def _shared(left: list[int], right: list[int], most: int) -> int:

@@ -13,6 +13,9 @@ from onsight.engines.torch_engine.prefix import Claim
 from onsight.engines.torch_engine.prompt import Pixels, Span
 from onsight.engines.torch_engine.sequence import Chunk, Sequence
 
+_SMALL_LAYER = 2_000_000
+"""A layer with no more weights than this decodes faster on one CPU thread than on several."""
+
 
 class Runner:
     """Runs on the model's thread, under `torch.inference_mode`."""
@@ -22,6 +25,9 @@ class Runner:
         self._decoder = family.decoder
         self._cache = cache
         self._features = features
+        self._threads = torch.get_num_threads()
+        # Waking a second thread takes longer than such a model's small products do.
+        self._decode_threads = 1 if self._decoder.layer_weights <= _SMALL_LAYER else self._threads
 
     def copy_prefixes(self, claims: Rows[Claim]) -> None:
         """Bring what is reused into the slots that reuse it, before anything overwrites it."""
@@ -32,6 +38,7 @@ class Runner:
     def encode(self, chunks: Rows[Chunk]) -> None:
         """See to it that every picture that these chunks read has features; each is encoded once, all in one batch."""
         spans = [span for chunk in chunks for span in _spans_to_encode(chunk)]
+        torch.set_num_threads(self._threads)
         wanted: dict[str, Pixels] = {}
         for span in spans:
             if span.pixels is None:
@@ -47,6 +54,7 @@ class Runner:
 
     def prefill(self, chunks: Rows[Chunk]) -> torch.Tensor:
         """Read the chunks; the logits after each one's last token, [chunks, vocab_rows]."""
+        torch.set_num_threads(self._threads)
         device = self._decoder.device
         counts = [chunk.stop - chunk.start for chunk in chunks]
         longest = max(counts)
@@ -67,6 +75,7 @@ class Runner:
 
     def decode(self, sequences: Rows[Sequence]) -> torch.Tensor:
         """Read each sequence's last token (ascending slots); the logits after it, [sequences, vocab_rows]."""
+        torch.set_num_threads(self._decode_threads)
         device = self._decoder.device
         lengths = [sequence.computed for sequence in sequences]
         window = DecodeWindow(self._cache, [sequence.slot for sequence in sequences], lengths, device)

@@ -64,10 +64,10 @@ class Scheduler:
         sequence.computed = tokens
         self._slots.extend(sequence.slot, tokens)
 
-    def retire(self, sequence: Sequence, *, failed: bool = False) -> None:
-        """The sequence is over; its slot keeps what it holds for others, unless it failed."""
+    def retire(self, sequence: Sequence) -> None:
+        """The sequence is over; its slot keeps what was computed, for others."""
         self.running.remove(sequence)
-        self._slots.release(sequence.slot, keep=not failed)
+        self._slots.release(sequence.slot)
 
 
 def _next_chunk(sequence: Sequence) -> Chunk:

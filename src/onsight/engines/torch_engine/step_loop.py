@@ -125,7 +125,7 @@ class StepLoop:
     def _fail(self, sequences: Rows[Sequence]) -> None:
         log.exception("a step failed; %d request(s) with it", len(sequences))
         for sequence in sequences:
-            self._scheduler.retire(sequence, failed=True)
+            self._scheduler.retire(sequence)
             self._outbox.append(
                 (sequence, EngineFailed("the engine failed on this request; the server's log says why"))
             )

@@ -45,6 +45,11 @@ class Decoder:
         return self._head.out_features
 
     @property
+    def layer_weights(self) -> int:
+        """Numbers in one layer."""
+        return sum(weight.numel() for weight in self._layers[0].parameters())
+
+    @property
     def device(self) -> torch.device:
         return self._head.weight.device
 
