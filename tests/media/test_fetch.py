@@ -391,6 +391,7 @@ async def test_an_allow_list_opens_its_hosts_even_inside_and_no_others() -> None
         {"remote": "allow-list"},
         {"remote": "off", "allowed_hosts": ("a",)},
         {"decode_workers": 0},
+        {"max_pixels": 200_000_000},
     ],
 )
 def test_limits_that_contradict_stop_the_start(settings: dict[str, object]) -> None:

@@ -235,6 +235,7 @@ def test_a_cut_file_is_refused_without_a_name_of_ours(form: str, share: float) -
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("form", FORMATS)
 def test_damaged_files_give_a_picture_or_our_refusal_and_nothing_else(form: str) -> None:
     dice = random.Random(form)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
+import warnings
 
 # Importing these plugins registers them; with `formats` in `Image.open` no other decoder is ever asked.
 from PIL import BmpImagePlugin as BmpImagePlugin
@@ -25,6 +26,10 @@ from onsight.core.geometry import Size
 from onsight.core.messages import Image, ImageOptions
 from onsight.media.containers import PictureFile, broken, read_picture_file
 from onsight.media.limits import MediaLimits
+
+# Our own cap is held before any decoder is asked, so Pillow's warnings tell nothing new; and as their texts hold a
+# hostile file's numbers, the interpreter's list of those already shown would grow with every such file.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 _log = logging.getLogger(__name__)
 

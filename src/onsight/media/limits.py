@@ -7,6 +7,9 @@ from typing import Literal
 
 from onsight.core.errors import StartError
 
+# Where Pillow itself refuses a picture as a bomb, whatever our own limit is.
+_MOST_PIXELS = 178_000_000
+
 RemoteMedia = Literal["public", "off", "allow-list"]
 
 
@@ -47,5 +50,7 @@ class MediaLimits:
             raise StartError(f'media.allowed_hosts needs media.remote = "allow-list"; it is "{self.remote}"')
         if self.remote == "allow-list" and not self.allowed_hosts:
             raise StartError('media.remote = "allow-list" needs at least one name in media.allowed_hosts')
+        if self.max_pixels > _MOST_PIXELS:
+            raise StartError(f"media.max_pixels is {self.max_pixels}; at most {_MOST_PIXELS} can be decoded")
         if self.decode_workers < 1:
             raise StartError(f"media.decode_workers is {self.decode_workers}; use 1 or more")
