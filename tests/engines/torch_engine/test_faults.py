@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from onsight.core.errors import EngineFailed, Unavailable
+from onsight.core.errors import EngineFailed, StartError, Unavailable
 from onsight.core.messages import ImageOptions
 from onsight.engines.torch_engine import TorchEngine, TorchSettings
 from onsight.engines.torch_engine.families.decoder import Decoder, KeyValues
 from onsight.engines.torch_engine.families.family import Family
 from onsight.engines.torch_engine.families.smolvlm import SmolVLM
 from onsight.engines.torch_engine.loading import Checkpoint
-from onsight.engines.torch_engine.prompt import Pixels
+from onsight.engines.torch_engine.prompt import ImagePlan, Pixels
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 from onsight.models.card import find_card
 from tests.engines.contract import idle
@@ -29,17 +29,22 @@ from tests.tiny_models import draw
 
 pytestmark = pytest.mark.model
 
-POISON = draw((7, 7, 7))
+POISON, UNREADABLE = draw((7, 7, 7)), draw((8, 8, 8))
 POISON_TEXT = "~"
 RED, BLUE = draw((200, 0, 0)), draw((0, 0, 220))
 
 
 class Breaking(SmolVLM):
-    """A SmolVLM whose vision tower breaks on one picture, and whose decoder breaks after reading one token `~`."""
+    """A SmolVLM that breaks on one picture when preparing, on one when encoding, and when decoding after a `~`."""
 
     def __init__(self, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
         super().__init__(checkpoint, vocabulary)
         self.decoder = BreakingDecoder(self.decoder, vocabulary.encode([(POISON_TEXT, False)])[0])
+
+    def prepare(self, plan: ImagePlan) -> Pixels:
+        if plan.image.digest == UNREADABLE.digest:
+            raise RuntimeError("the secret path /etc/shadow")
+        return super().prepare(plan)
 
     def encode(self, pixels: Sequence[Pixels]) -> list[torch.Tensor]:
         if any(one.plan.image.digest == POISON.digest for one in pixels):
@@ -96,6 +101,12 @@ async def test_a_failing_prefill_fails_its_request_alone(
         assert isinstance(ours, Answer)
         check(ours, smolvlm_reference.generate(requests[place].messages, 12), smolvlm_reference)
     assert (breaking.status().state, breaking.status().running) == ("ready", 0)
+
+
+async def test_a_failing_preparation_is_a_failed_request(breaking: TorchEngine) -> None:
+    with pytest.raises(EngineFailed) as caught:
+        await answer(breaking, asking(turn(UNREADABLE, "What colour?")))
+    assert "secret" not in caught.value.message
 
 
 async def test_a_failing_decode_step_fails_those_in_it_and_the_next_request_is_answered(
@@ -163,3 +174,13 @@ async def test_options_of_a_picture_are_named_when_refused(smolvlm: Path, start:
     with pytest.raises(Exception, match="max_pixels") as caught:
         await answer(engine, asking(turn(picture, "What colour?")))
     assert caught.value.param == "messages.image_url.max_pixels"  # type: ignore[attr-defined]
+
+
+async def test_closing_while_loading_ends_the_start(smolvlm: Path) -> None:
+    engine = TorchEngine(smolvlm, find_card("x", smolvlm), TorchSettings(device="cpu", threads=1))
+    starting = asyncio.ensure_future(engine.start())
+    await asyncio.sleep(0)
+    await engine.close()
+    with pytest.raises(StartError, match="closed"):
+        await starting
+    assert engine.status().state == "dead"

@@ -22,7 +22,7 @@ from tests.tiny_models import SMOLVLM_SPECIALS, draw
 pytestmark = pytest.mark.model
 
 LOGITS = torch.tensor([2.0, 1.0, 0.0, 0.5, -1.0, 1.5, 3.0, -30.0])
-DRAWS = 4000
+DRAWS, ROWS = 4000, 200
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,10 @@ def sequence(**rules: object) -> Sequence:
 
 
 def draw_many(sampler: Sampler, logits: torch.Tensor, **rules: object) -> Counter[int]:
-    one = sequence(seed=5, **rules)
-    return Counter(sampler.choose(logits[None], [one])[0].token_id for _ in range(DRAWS))
+    """`DRAWS` tokens from `ROWS` seeds."""
+    rows = [sequence(seed=seed, **rules) for seed in range(ROWS)]
+    batch = logits.repeat(ROWS, 1)
+    return Counter(choice.token_id for _ in range(DRAWS // ROWS) for choice in sampler.choose(batch, rows))
 
 
 def chi_square(counts: Counter[int], probs: torch.Tensor) -> float:

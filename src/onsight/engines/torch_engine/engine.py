@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from onsight.core.engine import EngineState, EngineStatus, Progress
-from onsight.core.errors import RequestError, StartError, Unavailable
+from onsight.core.errors import EngineFailed, RequestError, StartError, Unavailable
 from onsight.core.generation import Event, Finished, GenerateRequest
 from onsight.engines.torch_engine import kv_cache, loading
 from onsight.engines.torch_engine.chat_template import ChatTemplate
@@ -28,7 +28,7 @@ from onsight.engines.torch_engine.sampling import Sampler
 from onsight.engines.torch_engine.scheduler import Scheduler
 from onsight.engines.torch_engine.sequence import Sequence
 from onsight.engines.torch_engine.settings import TorchSettings
-from onsight.engines.torch_engine.step_loop import Outbox, StepLoop
+from onsight.engines.torch_engine.step_loop import FAILED, Outbox, StepLoop
 from onsight.engines.torch_engine.vocabulary import Vocabulary, end_token_ids
 from onsight.models.card import ModelCard
 
@@ -78,11 +78,12 @@ class TorchEngine:
     async def start(self) -> None:
         """Load the model on the thread that will own it. Raises StartError with one clear sentence."""
         loop = asyncio.get_running_loop()
-        started: asyncio.Future[_Loaded] = loop.create_future()
+        started: asyncio.Future[None] = loop.create_future()
         self._thread = threading.Thread(target=self._own, args=(loop, started), name="onsight-model", daemon=True)
         self._thread.start()
-        self._loaded = await started
-        self._state = "ready"
+        await started
+        if self._state == "loading":
+            self._state = "ready"
 
     async def close(self) -> None:
         """See `Engine.close`."""
@@ -92,7 +93,7 @@ class TorchEngine:
             self._loaded.loop.stop()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False)
 
     def status(self) -> EngineStatus:
         """What the last step left behind; never waits."""
@@ -109,7 +110,7 @@ class TorchEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """See `ChatEngine.generate`."""
         loaded = self._require_ready()
-        sequence = await asyncio.get_running_loop().run_in_executor(self._pool, loaded.intake.read, request)
+        sequence = await self._read(loaded.intake, request)
         self._require_ready()
         self._live.add(sequence)
         loaded.loop.submit(sequence)
@@ -125,6 +126,16 @@ class TorchEngine:
             if not isinstance(event, Finished | RequestError):
                 sequence.cancelled = True
                 loaded.loop.wake()
+
+    async def _read(self, intake: Intake, request: GenerateRequest) -> Sequence:
+        """Have the request prepared in the pool."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, intake.read, request)
+        except RequestError:
+            raise
+        except Exception:  # the engine's boundary: whatever breaks concerns this request only
+            log.exception("a request could not be prepared")
+            raise EngineFailed(FAILED) from None
 
     def _require_ready(self) -> _Loaded:
         if self._state != "ready" or self._loaded is None:
@@ -145,17 +156,20 @@ class TorchEngine:
         self._state = "dead"
         self._tell_all(Unavailable("the engine has died; the server's log says why"))
 
-    def _own(self, events: asyncio.AbstractEventLoop, started: asyncio.Future[_Loaded]) -> None:
+    def _own(self, events: asyncio.AbstractEventLoop, started: asyncio.Future[None]) -> None:
         """The model's thread: load, then step until closed."""
         try:
-            loaded = self._load()
+            loaded = self._loaded = self._load()
+            # `close` first sets the state and then stops the loop that it finds: one of the two sees the other.
+            if self._state == "dead":
+                raise StartError(f"{self._folder} was closed while it was loading")
         except Exception as error:  # a thread's boundary: whoever waits for the start must hear of it
             if not isinstance(error, StartError):
                 log.exception("%s cannot be loaded", self._folder)
-                error = StartError(f"{self._folder} cannot be loaded: {error}")
+                error = StartError(f"{self._folder} cannot be loaded: {' '.join(str(error).split())}")
             events.call_soon_threadsafe(started.set_exception, error)
             return
-        events.call_soon_threadsafe(started.set_result, loaded)
+        events.call_soon_threadsafe(started.set_result, None)
         try:
             loaded.loop.run(lambda outbox: events.call_soon_threadsafe(self._deliver, outbox))
         except Exception:  # the engine's boundary: no step can run any more, and callers must not wait for ever

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Rows
 
 import torch
 
+from onsight.core.messages import Image, ImageOptions
 from onsight.engines.torch_engine.families.family import Family
 from onsight.engines.torch_engine.feature_cache import FeatureCache
 from onsight.engines.torch_engine.kv_cache import DecodeWindow, KeyValueCache, PrefillWindow
@@ -92,7 +93,9 @@ class Runner:
         return self._decoder.logits(hidden[window.rows, 0])
 
     def warm_up(self) -> None:
-        """One small prefill and one decode step in slot 0, so that the first request pays for no lazy set-up."""
+        """One small picture, one prefill and one decode step in slot 0: the first request pays for no lazy set-up."""
+        picture = Image.of(bytes(3 * 56 * 56), 56, 56, ImageOptions(detail="low"))
+        self._family.encode([self._family.prepare(self._family.plan(picture))])
         device = self._decoder.device
         for count, start in ((8, 0), (1, 8)):
             ids = torch.zeros(1, count, dtype=torch.int64, device=device)

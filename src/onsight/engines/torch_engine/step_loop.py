@@ -21,6 +21,8 @@ from onsight.engines.torch_engine.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
+FAILED = "the engine failed on this request; the server's log says why"
+
 Outbox = list[tuple[Sequence, Event | RequestError]]
 """What one step has to say, and to whom."""
 
@@ -104,11 +106,12 @@ class StepLoop:
                 self._scheduler.computed(chunk.sequence, chunk.stop)
             ended = [row for row, chunk in enumerate(chunks) if chunk.last]
             self._advance([chunks[row].sequence for row in ended], logits[ended])
-        except Exception:  # noqa: BLE001 the engine's boundary: whatever breaks concerns these requests only
+        except Exception:  # the engine's boundary: whatever breaks concerns these requests only
             if len(chunks) == 1:
                 self._fail([chunks[0].sequence])
                 return
             # One picture or prompt must not take its neighbours with it: find the culprit by reading each alone.
+            log.warning("reading %d prompts together failed; reading each alone", len(chunks), exc_info=True)
             for chunk in chunks:
                 if not chunk.sequence.answer:
                     self._prefill([chunk])
@@ -126,9 +129,7 @@ class StepLoop:
         log.exception("a step failed; %d request(s) with it", len(sequences))
         for sequence in sequences:
             self._scheduler.retire(sequence)
-            self._outbox.append(
-                (sequence, EngineFailed("the engine failed on this request; the server's log says why"))
-            )
+            self._outbox.append((sequence, EngineFailed(FAILED)))
 
     def _advance(self, sequences: Rows[Sequence], logits: torch.Tensor) -> None:
         """Choose each sequence's next token from `logits` [sequences, vocab_rows] and tell its caller."""
