@@ -100,7 +100,7 @@ async def test_a_refusal_leaves_the_door_open_for_others() -> None:
 
 
 async def slow_moments(refs: list[ImageRef]) -> float:
-    """The longest wait of the event loop while the pictures are read, but for its worst fiftieth, in seconds."""
+    """The longest wait of the event loop while the pictures are read, but for its worst tenth, in seconds."""
     with a_door(MediaLimits(max_request_bytes=1 << 30)) as door:
         work = asyncio.create_task(door.open(refs))
         waits: list[float] = []
@@ -109,15 +109,15 @@ async def slow_moments(refs: list[ImageRef]) -> float:
             await asyncio.sleep(0.002)
             waits.append(time.perf_counter() - began)
         assert len(await work) == len(refs)
-    return sorted(waits)[int(len(waits) * 0.98)]
+    return sorted(waits)[int(len(waits) * 0.9)]
 
 
 async def test_the_event_loop_answers_while_eight_4k_pictures_are_read() -> None:
     small = Pillow.frombytes("RGB", (240, 135), random.Random(1).randbytes(240 * 135 * 3))
     picture = encoded(small.resize((3840, 2160), Pillow.Resampling.BILINEAR), compress_level=1)
     refs = [ImageRef(picture)] * 4 + [ImageRef(data_url(picture))] * 4
-    # Other work on the machine delays the loop too: one calm run of four is proof enough, a blocked loop has none.
-    for _ in range(4):
+    # Other work on the machine delays the loop too: one calm run of three is proof enough, a blocked loop has none.
+    for _ in range(3):
         if await slow_moments(refs) < 0.05:
             return
     pytest.fail("the event loop waited more than 50 ms while pictures were read")

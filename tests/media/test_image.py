@@ -8,12 +8,14 @@ import subprocess
 import sys
 import textwrap
 import zlib
+from dataclasses import replace
 
 import pytest
 from PIL import Image as Pillow
 from PIL import ImageFile
 
 from onsight.core.errors import InvalidMedia
+from onsight.core.geometry import Size
 from onsight.core.messages import ImageOptions
 from onsight.media.image import decode_image, read_header
 from onsight.media.limits import MediaLimits
@@ -118,6 +120,14 @@ def test_a_transparent_grey_is_white_at_every_depth(depth: int) -> None:
     assert pixel(read(png((samples, 8, depth, 0), row * 8, top)), 0, 0) == (0, 0, 0)
 
 
+@pytest.mark.parametrize(("depth", "row"), [(2, b"\0" + b"\x55" * 2), (4, b"\0" + b"\x11" * 4)])
+def test_a_transparent_grey_is_compared_in_the_pictures_own_depth(depth: int, row: bytes) -> None:
+    shades = {2: 85, 4: 17}
+    assert pixel(read(png((8, 8, depth, 0), row * 8)), 0, 0) == (shades[depth],) * 3
+    one = png_chunk(b"tRNS", struct.pack(">H", 1))
+    assert pixel(read(png((8, 8, depth, 0), row * 8, one)), 0, 0) == WHITE
+
+
 def test_a_transparent_rgb_colour_is_white_and_its_neighbours_are_not() -> None:
     row = b"\0" + bytes((10, 20, 30)) + bytes((10, 20, 31)) * 7
     image = read(png((8, 8, 8, 2), row * 8, png_chunk(b"tRNS", struct.pack(">HHH", 10, 20, 30))))
@@ -130,6 +140,17 @@ def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
     assert [pixel(image, x, 3)[0] for x in range(5)] == [0, 1, 0x12, 0x80, 0xFF]
     deep = Pillow.new("I;16", (8, 8), 0x8000)
     assert pixel(read(encoded(deep, "TIFF")), 0, 0) == (0x80, 0x80, 0x80)
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_without_a_known_range_are_refused_by_kind(mode: str) -> None:
+    assert "of a kind that is not read" in refused(encoded(Pillow.new(mode, (8, 8)), "TIFF"))
+
+
+def test_a_decoder_that_reads_another_size_than_the_header_is_not_believed() -> None:
+    file = replace(read_header(plain(), LIMITS), size=Size(10, 10))
+    with pytest.raises(InvalidMedia):
+        decode_image(file, ImageOptions())
 
 
 def test_cmyk_becomes_rgb() -> None:
