@@ -77,7 +77,9 @@ class Settings(BaseModel):
     media_max_pixels: int = Field(40_000_000, ge=1, description="Largest picture, in pixels, read from its header.")
     media_max_request_pixels: int = Field(120_000_000, ge=1, description="Most pixels in the pictures of one request.")
     media_max_images: int = Field(32, ge=0, description="Most pictures in one request.")
-    media_fetch_timeout_s: float = Field(15.0, gt=0, description="Longest time to fetch one picture, in seconds.")
+    media_fetch_timeout_s: float = Field(
+        15.0, gt=0, description="Longest time to fetch the pictures of one request, in seconds."
+    )
     media_workers: int = Field(2, ge=1, description="Threads that decode pictures.")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")

@@ -245,5 +245,7 @@ def set_up_logging(settings: Settings) -> None:
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(_JsonLines() if settings.log_format == "json" else plain)
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    for noisy in ("httpx", "httpcore", "PIL", "uvicorn.error", "filelock", "asyncio"):
+    for noisy in ("httpx", "httpcore", "uvicorn.error", "filelock", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # What Pillow says of a hostile file is told to its sender; its own lines would only fill the log.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)

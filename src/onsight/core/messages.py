@@ -59,8 +59,9 @@ class Image:
         if len(pixels) != width * height * 3:
             raise ValueError(f"{len(pixels)} bytes are not {width}x{height} RGB pixels")
         # The size is hashed too: 30x150 and 150x30 of one colour are the same bytes but not the same picture.
-        digest = hashlib.sha256(f"{width}x{height}:".encode() + pixels).hexdigest()
-        return Image(pixels, width, height, digest, options)
+        digest = hashlib.sha256(f"{width}x{height}:".encode())
+        digest.update(pixels)
+        return Image(pixels, width, height, digest.hexdigest(), options)
 
 
 @dataclass(frozen=True, slots=True)
