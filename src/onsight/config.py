@@ -78,7 +78,7 @@ class Settings(BaseModel):
     media_max_request_pixels: int = Field(120_000_000, ge=1, description="Most pixels in the pictures of one request.")
     media_max_images: int = Field(32, ge=0, description="Most pictures in one request.")
     media_fetch_timeout_s: float = Field(
-        15.0, gt=0, description="Longest time to fetch the pictures of one request, in seconds."
+        15.0, gt=0, description="Longest time to fetch a request's pictures, in seconds."
     )
     media_workers: int = Field(2, ge=1, description="Threads that decode pictures.")
 

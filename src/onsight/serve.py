@@ -161,7 +161,7 @@ async def _serve(site: Site, settings: Settings) -> None:
 
 
 def _listen(settings: Settings) -> socket.socket:
-    """The listening socket, opened before anything is loaded, so that a taken port is known at once. Raises StartError."""
+    """The listening socket, opened before anything loads, so that a taken port is known at once. Raises StartError."""
     try:
         family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=2048)
