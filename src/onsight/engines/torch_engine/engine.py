@@ -7,9 +7,11 @@ import dataclasses
 import logging
 import os
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -33,6 +35,12 @@ from onsight.engines.torch_engine.vocabulary import Vocabulary, end_token_ids
 from onsight.models.card import ModelCard
 
 log = logging.getLogger(__name__)
+
+_PREPARED = 2
+"""Pixels are prepared for so many times the running requests: enough to keep the model busy, few enough for memory."""
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,6 +77,8 @@ class TorchEngine:
             max_workers=max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="onsight-prepare"
         )
         self._live: set[Sequence] = set()
+        self._places = asyncio.Semaphore(_PREPARED * self._settings.max_num_seqs)
+        self._outside = 0
 
     @property
     def context_tokens(self) -> int:
@@ -104,16 +114,36 @@ class TorchEngine:
             self._loaded.loop.status,
             state=self._state,
             device=str(self._loaded.device),
+            waiting=self._loaded.loop.status.waiting + self._outside,
             kv_total_tokens=size.slots * size.tokens,
         )
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """See `ChatEngine.generate`."""
         loaded = self._require_ready()
-        sequence = await self._read(loaded.intake, request)
-        self._require_ready()
+        sequence = await self._prepare(loaded.intake.read, request)
+        await self._take_place()
+        try:
+            await self._prepare(loaded.intake.look, sequence.prompt)
+            self._require_ready()
+            async with aclosing(self._run(loaded.loop, sequence)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._places.release()
+
+    async def _take_place(self) -> None:
+        """Wait until fewer than `_PREPARED` times `max_num_seqs` requests hold prepared pixels or a slot."""
+        self._outside += 1
+        try:
+            await self._places.acquire()
+        finally:
+            self._outside -= 1
+
+    async def _run(self, loop: StepLoop, sequence: Sequence) -> AsyncGenerator[Event, None]:
+        """The events of a sequence that is ready to run."""
         self._live.add(sequence)
-        loaded.loop.submit(sequence)
+        loop.submit(sequence)
         event: Event | RequestError | None = None
         try:
             while not isinstance(event, Finished):
@@ -125,12 +155,13 @@ class TorchEngine:
             self._live.discard(sequence)
             if not isinstance(event, Finished | RequestError):
                 sequence.cancelled = True
-                loaded.loop.wake()
+                loop.wake()
 
-    async def _read(self, intake: Intake, request: GenerateRequest) -> Sequence:
-        """Have the request prepared in the pool."""
+    async def _prepare(self, work: Callable[[_In], _Out], subject: _In) -> _Out:
+        """Do the work in the pool."""
+        self._require_ready()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, intake.read, request)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work, subject)
         except RequestError:
             raise
         except Exception:  # the engine's boundary: whatever breaks concerns this request only

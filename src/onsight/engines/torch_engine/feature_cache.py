@@ -24,21 +24,20 @@ class FeatureCache:
         self.misses = 0
 
     def find(self, key: str) -> torch.Tensor | None:
-        """The features [tokens, hidden], or None. Counts as one hit or one miss."""
+        """The features [tokens, hidden], which count as a hit, or None."""
         with self._lock:
             found = self._entries.get(key)
-            if found is None:
-                self.misses += 1
-                return None
-            self._entries.move_to_end(key)
-            self.hits += 1
+            if found is not None:
+                self._entries.move_to_end(key)
+                self.hits += 1
             return found
 
     def store(self, key: str, features: torch.Tensor) -> torch.Tensor:
-        """Keep a copy of its own (not a view that would hold a whole batch alive) and return it."""
+        """Keep a copy of its own (not a view that would hold a whole batch alive) and return it; counts as a miss."""
         owned = features.clone()
         size = owned.numel() * owned.element_size()
         with self._lock:
+            self.misses += 1
             if key in self._entries or size > self._max_bytes:
                 return owned
             self._entries[key] = owned

@@ -41,8 +41,18 @@ class Intake:
         limit = self._limit(prompt, request.sampling.max_tokens)
         grammar = None if request.schema is None else self._grammars.compile(request.schema)
         self._family.place(prompt)
-        self._look_at_pictures(prompt)
         return Sequence(prompt, request.sampling, limit, TextStream(self._vocabulary, request.sampling.stop), grammar)
+
+    def look(self, prompt: Prompt) -> None:
+        """Find each picture's features, or prepare its pixels; a picture that comes twice is prepared once."""
+        prepared: dict[str, Pixels] = {}
+        for span in prompt.spans:
+            span.features = self._features.find(span.plan.key)
+            if span.features is None:
+                key = span.plan.key
+                if key not in prepared:
+                    prepared[key] = self._family.prepare(span.plan)
+                span.pixels = prepared[key]
 
     def _limit(self, prompt: Prompt, max_tokens: int | None) -> int:
         """Most tokens to answer with."""
@@ -61,14 +71,3 @@ class Intake:
             " send fewer or smaller pictures, or lower max_tokens",
             param="messages",
         )
-
-    def _look_at_pictures(self, prompt: Prompt) -> None:
-        """Find each picture's features, or prepare its pixels; a picture that comes twice is prepared once."""
-        prepared: dict[str, Pixels] = {}
-        for span in prompt.spans:
-            span.features = self._features.find(span.plan.key)
-            if span.features is None:
-                key = span.plan.key
-                if key not in prepared:
-                    prepared[key] = self._family.prepare(span.plan)
-                span.pixels = prepared[key]

@@ -39,18 +39,20 @@ class Runner:
     def encode(self, chunks: Rows[Chunk]) -> None:
         """See to it that every picture that these chunks read has features; each is encoded once, all in one batch."""
         spans = [span for chunk in chunks for span in _spans_to_encode(chunk)]
-        torch.set_num_threads(self._threads)
         wanted: dict[str, Pixels] = {}
         for span in spans:
-            if span.pixels is None:
-                raise RuntimeError("a picture has neither features nor pixels")
-            wanted.setdefault(span.plan.key, span.pixels)
-        if not wanted:
-            return
-        made = dict(zip(wanted, self._family.encode(list(wanted.values())), strict=True))
-        kept = {key: self._features.store(key, features) for key, features in made.items()}
+            # Another request may have had the same picture encoded while this one was in line.
+            span.features = self._features.find(span.plan.key)
+            if span.features is None and span.pixels is not None:
+                wanted[span.plan.key] = span.pixels
+        made: dict[str, torch.Tensor] = {}
+        if wanted:
+            torch.set_num_threads(self._threads)
+            for key, features in zip(wanted, self._family.encode(list(wanted.values())), strict=True):
+                made[key] = self._features.store(key, features)
         for span in spans:
-            span.features = kept[span.plan.key]
+            if span.features is None:
+                span.features = made[span.plan.key]
             span.pixels = None
 
     def prefill(self, chunks: Rows[Chunk]) -> torch.Tensor:
