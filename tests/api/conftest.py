@@ -79,7 +79,9 @@ class Bench:
     @asynccontextmanager
     async def served(self) -> AsyncIterator[str]:
         """The application behind a real port of the loopback interface; yields its base URL."""
-        config = uvicorn.Config(self.app, port=0, log_config=None, access_log=False, lifespan="off")
+        config = uvicorn.Config(
+            self.app, port=0, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2
+        )
         server = _Server(config)
         serving = asyncio.create_task(server.serve())
         while not server.started:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from prometheus_client.parser import text_string_to_metric_families
 
 from onsight.engines.fake_engine import FakeScript
+from onsight.tasks.record import Record
 from tests.api.conftest import Bench, hello, user
 from tests.api.test_openai_chat import png
 
@@ -57,7 +58,10 @@ async def test_failures_and_refusals_are_counted_by_their_reason(build: Callable
 
 async def test_names_that_clients_make_up_become_no_series(bench: Bench) -> None:
     await bench.chat(model="made-up")
-    assert "made-up" not in (await bench.get("/metrics")).text
+    bench.metrics.record(Record("id", "chat", "made-up", reason="stop"))
+    text = bench.metrics.render().decode()
+    assert "made-up" not in text
+    assert 'onsight_request_success_total{finished_reason="stop",model_name="unknown"} 1.0' in text
 
 
 async def test_two_applications_count_apart(build: Callable[..., Bench]) -> None:

@@ -30,10 +30,7 @@ class BodyLimits:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        declared = int(Headers(scope=scope).get("content-length", "0"))
-        if declared > self._max_bytes:
-            raise self._too_large(f"{declared} bytes")
-        body = _Body(self, receive, declared)
+        body = _Body(self, receive, int(Headers(scope=scope).get("content-length", "0")))
         try:
             await self._app(scope, body.receive, send)
         finally:
@@ -45,7 +42,8 @@ class BodyLimits:
         if more <= 0:
             return
         if wanted_bytes > self._max_bytes:
-            raise self._too_large(f"more than {self._max_bytes} bytes")
+            limit = f"the limit is {self._max_bytes} (server.max_body_bytes)"
+            raise TooLarge(f"the body has {wanted_bytes} bytes or more; {limit}")
         if self._held_bytes + more > self._max_total_bytes:
             raise Overloaded("too many large requests are being answered; try again in a moment", retry_after_s=2)
         self._held_bytes += more
@@ -59,9 +57,6 @@ class BodyLimits:
         return TimedOut(
             f"the body came too slowly, {received_bytes} bytes in {self._timeout_s:g} s (server.body_timeout_s)"
         )
-
-    def _too_large(self, size: str) -> TooLarge:
-        return TooLarge(f"the body has {size}; the limit is {self._max_bytes} (server.max_body_bytes)")
 
 
 class _Body:
