@@ -55,19 +55,17 @@ class Intake:
                 span.pixels = prepared[key]
 
     def _limit(self, prompt: Prompt, max_tokens: int | None) -> int:
-        """Most tokens to answer with."""
+        """Most tokens to answer with: as asked, and no more than the context still holds."""
         if max_tokens is not None and max_tokens < 1:
             raise InvalidRequest(f"max_tokens is {max_tokens}; it must be at least 1", param="max_tokens")
         taken = len(prompt.token_ids)
         room = self._context_tokens - taken
-        if room >= (max_tokens or 1):
-            return max_tokens or room
+        if room >= 1:
+            return min(max_tokens or room, room)
         counts = [f"text {taken - prompt.image_tokens}"]
         counts += [f"picture {number}: {span.stop - span.start}" for number, span in enumerate(prompt.spans, 1)]
-        wish = f" and max_tokens asks for {max_tokens} more" if max_tokens is not None else ""
         raise ContextTooLong(
-            f"the prompt takes {taken} tokens ({', '.join(counts)}){wish},"
-            f" but the context holds {self._context_tokens}: shorten the text,"
-            " send fewer or smaller pictures, or lower max_tokens",
+            f"the prompt takes {taken} tokens ({', '.join(counts)}) and an answer at least 1 more,"
+            f" but the context holds {self._context_tokens}: shorten the text, or send fewer or smaller pictures",
             param="messages",
         )
