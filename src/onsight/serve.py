@@ -4,6 +4,7 @@ sides."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import signal
@@ -150,6 +151,9 @@ async def _serve(site: Site, settings: Settings) -> None:
         await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
+            # What is loaded stays. Else each full garbage collection would walk all of it and stall the event loop.
+            gc.collect()
+            gc.freeze()
             names = ", ".join(settings.served_model_name or (settings.model,))
             log.info("ready in %.1f s: %s on http://%s:%d", time.monotonic() - began_s, names, host, port)
         await serving
