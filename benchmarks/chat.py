@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import itertools
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -52,11 +53,14 @@ class WrongLength(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`requests`: by number of clients, how many requests a round has. `tokens`: of each answer."""
+    """`requests`: by number of clients, how many a round has. `tokens`: of each answer. `dtype`: of every server.
+    No round begins once `budget_s` seconds have gone by."""
 
     rounds: int
     requests: dict[int, int]
     tokens: int
+    dtype: str
+    budget_s: float
 
 
 def measure(servers: Sequence[RunningServer], plan: Plan) -> Rounds:
@@ -65,14 +69,19 @@ def measure(servers: Sequence[RunningServer], plan: Plan) -> Rounds:
     measured: Rounds = {(server.name, clients): [] for server in servers for clients in CLIENTS}
     for clients in CLIENTS:  # the first requests pay for lazy set-up everywhere, and are not counted
         _round(servers, clients, list(itertools.islice(pictures, clients)), plan.tokens)
-    for number, clients in itertools.product(range(plan.rounds), CLIENTS):
+    began_s = time.perf_counter()
+    for number in range(plan.rounds):
+        if time.perf_counter() - began_s > plan.budget_s:
+            print(f"the time is over after {number} of {plan.rounds} rounds", flush=True)
+            break
         first = number % len(servers)
         order = [*servers[first:], *servers[:first]]
-        asked = list(itertools.islice(pictures, plan.requests[clients]))
-        for server, done in zip(order, _round(order, clients, asked, plan.tokens), strict=True):
-            measured[server.name, clients].append(done)
-            rate = f"{done.requests_per_s:.2f} requests/s"
-            print(f"round {number + 1}, {clients} client(s), {server.name}: {rate}", flush=True)
+        for clients in CLIENTS:
+            asked = list(itertools.islice(pictures, plan.requests[clients]))
+            for server, done in zip(order, _round(order, clients, asked, plan.tokens), strict=True):
+                measured[server.name, clients].append(done)
+                rate = f"{done.requests_per_s:.2f} requests/s"
+                print(f"round {number + 1}, {clients} client(s), {server.name}: {rate}", flush=True)
     return measured
 
 
@@ -170,11 +179,11 @@ def _notes(measured: Rounds, names: Sequence[str], plan: Plan) -> tuple[str, ...
     requests = ", ".join(f"{count} requests at {clients} client(s)" for clients, count in plan.requests.items())
     same = _agreement(measured, names)
     return (
-        f"{plan.rounds} rounds; in each every server gets the same {requests}, about screens of 256x256 px that no"
-        " server has seen before. The order of the servers changes from round to round; the others are loaded but"
-        " stopped (SIGSTOP).",
+        f"{len(measured[names[0], 1])} rounds; in each every server gets the same {requests}, about screens of 256x256"
+        " px that no server has seen before. The order of the servers changes from round to round; the others are loaded"
+        " but stopped (SIGSTOP).",
         f"Every answer has exactly {plan.tokens} tokens (checked): the model folder is a copy with the same weights in"
-        " which no token ends an answer. Temperature 0.",
+        f" which no token ends an answer. Temperature 0, dtype {plan.dtype}.",
         f"Answers that are the same, letter for letter, as the {names[-1]}'s: {same}.",
         "requests/s and tokens/s are medians over rounds; times are quantiles over all requests. A ratio of requests/s"
         " is the median over rounds of the ratio within a round.",
@@ -214,11 +223,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=32, help="requests a round at 8 clients; a quarter of it at 1")
     parser.add_argument("--tokens", type=int, default=32, help="tokens of each answer")
+    parser.add_argument("--dtype", default="float32", help="number type of every server; 'auto' is each one's default")
+    parser.add_argument("--minutes", type=float, default=6.0, help="no round begins after so many minutes of rounds")
     arguments = parser.parse_args()
-    plan = Plan(arguments.rounds, {1: max(1, arguments.requests // 4), 8: arguments.requests}, arguments.tokens)
+    per_round = {1: max(1, arguments.requests // 4), 8: arguments.requests}
+    plan = Plan(arguments.rounds, per_round, arguments.tokens, arguments.dtype, arguments.minutes * 60)
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         folder = endless_copy(model_folder(arguments.model), Path(temporary) / "model")
-        commands: list[Command] = [onsight(str(folder)), transformers_serve(folder), generate_app(folder)]
+        dtype = ("--dtype", plan.dtype)
+        commands: list[Command] = [
+            onsight(str(folder), *dtype),
+            transformers_serve(folder, *dtype),
+            generate_app(folder, *dtype),
+        ]
         servers = [stack.enter_context(running(command, Path(temporary))) for command in commands]
         measured = measure(servers, plan)
     publish(report(measured, [command.name for command in commands], plan))

@@ -81,17 +81,16 @@ def onsight(folder: str, *options: str) -> Command:
     return Command("Onsight", (*arguments, *options), "/ready")
 
 
-def transformers_serve(folder: Path) -> Command:
-    return Command(
-        "transformers serve",
-        ("-m", "benchmarks.peers.transformers_serve", str(folder), "{port}"),
-        "/health",
-        model=str(folder),
-    )
+def transformers_serve(folder: Path, *options: str) -> Command:
+    """The peer in `peers/transformers_serve.py`; its clients call the model by its folder."""
+    arguments = ("-m", "benchmarks.peers.transformers_serve", str(folder), "{port}")
+    return Command("transformers serve", (*arguments, *options), "/health", model=str(folder))
 
 
-def generate_app(folder: Path) -> Command:
-    return Command("generate app", ("-m", "benchmarks.peers.generate_app", str(folder), "{port}"), "/health")
+def generate_app(folder: Path, *options: str) -> Command:
+    """The peer in `peers/generate_app.py`."""
+    arguments = ("-m", "benchmarks.peers.generate_app", str(folder), "{port}")
+    return Command("generate app", (*arguments, *options), "/health")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The service that everybody writes: one file, FastAPI, `model.generate` for each request, the whole answer at the end.
 
-    python -m benchmarks.peers.generate_app FOLDER PORT
+    python -m benchmarks.peers.generate_app FOLDER PORT [--dtype NAME]
 
 It does what such services do: it decodes the picture, builds the prompt and generates, one request after the other,
 since one `generate` already uses every core (several at once were slower: see README.md).
@@ -24,10 +24,10 @@ from transformers import SmolVLMForConditionalGeneration
 from benchmarks.peers.processor import load_processor
 
 
-def create_app(folder: Path) -> FastAPI:
-    """The app with the model in `folder`, loaded."""
+def create_app(folder: Path, dtype: str) -> FastAPI:
+    """The app with the model in `folder`, loaded with numbers of type `dtype`."""
     app = FastAPI()
-    model = SmolVLMForConditionalGeneration.from_pretrained(folder, dtype="auto").eval()
+    model = SmolVLMForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
     processor = load_processor(folder)
     one_at_a_time = threading.Lock()
 
@@ -68,8 +68,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("port", type=int)
+    parser.add_argument("--dtype", default="auto", help="number type of the weights; 'auto' is the checkpoint's")
     arguments = parser.parse_args()
-    uvicorn.run(create_app(arguments.folder), host="127.0.0.1", port=arguments.port, log_level="warning")
+    uvicorn.run(
+        create_app(arguments.folder, arguments.dtype), host="127.0.0.1", port=arguments.port, log_level="warning"
+    )
 
 
 if __name__ == "__main__":
