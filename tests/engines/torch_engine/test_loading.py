@@ -157,3 +157,28 @@ async def test_tied_output_weights_may_be_absent(smolvlm: Path, tmp_path: Path, 
 async def test_bfloat16_runs(smolvlm: Path, start: StartEngine) -> None:
     engine = await start(smolvlm, dtype="bfloat16")
     assert (await answer(engine, asking(turn(draw((200, 0, 0)), "What colour?")))).usage.completion_tokens
+
+
+async def test_older_names_of_qwens_tensors_are_understood(qwen: Path, tmp_path: Path, start: StartEngine) -> None:
+    folder = tmp_path / "older"
+    shutil.copytree(qwen, folder)
+    tensors = load_file(folder / "model.safetensors")
+    older = {
+        name.replace("model.visual.", "visual.").replace("model.language_model.", "model."): tensor
+        for name, tensor in tensors.items()
+    }
+    assert set(older).isdisjoint(set(tensors) - {"lm_head.weight"})
+    save_file(older, folder / "model.safetensors")
+    request = asking(turn(draw((200, 0, 0)), "What colour?"))
+    assert (await answer(await start(folder), request)).text == (await answer(await start(qwen), request)).text
+
+
+async def test_weights_in_several_files_are_read_together(smolvlm: Path, tmp_path: Path, start: StartEngine) -> None:
+    folder = tmp_path / "sharded"
+    shutil.copytree(smolvlm, folder)
+    tensors = sorted(load_file(folder / "model.safetensors").items())
+    (folder / "model.safetensors").unlink()
+    for number, part in enumerate((tensors[::2], tensors[1::2]), 1):
+        save_file(dict(part), folder / f"model-{number:05}-of-00002.safetensors")
+    request = asking(turn(draw((200, 0, 0)), "What colour?"))
+    assert (await answer(await start(folder), request)).text == (await answer(await start(smolvlm), request)).text
