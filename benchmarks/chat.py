@@ -180,8 +180,8 @@ def _notes(measured: Rounds, names: Sequence[str], plan: Plan) -> tuple[str, ...
     same = _agreement(measured, names)
     return (
         f"{len(measured[names[0], 1])} rounds; in each every server gets the same {requests}, about screens of 256x256"
-        " px that no server has seen before. The order of the servers changes from round to round; the others are loaded"
-        " but stopped (SIGSTOP).",
+        " px that no server has seen before. The order of the servers changes; while one is measured the others are"
+        " loaded but stopped (SIGSTOP).",
         f"Every answer has exactly {plan.tokens} tokens (checked): the model folder is a copy with the same weights in"
         f" which no token ends an answer. Temperature 0, dtype {plan.dtype}.",
         f"Answers that are the same, letter for letter, as the {names[-1]}'s: {same}.",
