@@ -1,4 +1,4 @@
-"""The server as a process: it starts, says when it is ready, drains on SIGTERM, and refuses to start in one sentence."""
+"""The server as a process: it starts, says when it is ready, drains on SIGTERM, refuses in one sentence."""
 
 from __future__ import annotations
 
@@ -36,9 +36,8 @@ def test_it_answers_and_ends_with_code_zero_on_sigterm() -> None:
 
 def test_a_running_stream_finishes_while_the_server_stops_and_new_requests_are_refused() -> None:
     with served("--engine", "fake", ONSIGHT_LOG_FORMAT="json") as server:
-        with httpx.stream(
-            "POST", server.url + "/v1/chat/completions", json=ask("word " * 300, stream=True, max_tokens=2000), timeout=60
-        ) as response:
+        body = ask("word " * 300, stream=True, max_tokens=2000)
+        with httpx.stream("POST", server.url + "/v1/chat/completions", json=body, timeout=60) as response:
             lines = response.iter_lines()
             next(lines)
             stopping = threading.Thread(target=server.stop)

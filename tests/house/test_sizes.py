@@ -29,14 +29,21 @@ def _code_lines(source: str) -> set[int]:
     """Numbers of the lines that hold code: no blank lines, comments or docstrings."""
     tree = ast.parse(source)
     lines: set[int] = set()
-    passed_over = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    passed_over = (
+        tokenize.COMMENT,
+        tokenize.NL,
+        tokenize.NEWLINE,
+        tokenize.INDENT,
+        tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    )
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in passed_over:
             lines.update(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.body:
             first = node.body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
                 lines.difference_update(range(first.lineno, (first.end_lineno or first.lineno) + 1))
     return lines
 

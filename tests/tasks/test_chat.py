@@ -39,7 +39,7 @@ class CountingDoor(MediaDoor):
 class Bench:
     """A chat on a fake engine, and everything a test looks at."""
 
-    script: FakeScript = FakeScript()
+    script: FakeScript = field(default_factory=FakeScript)
     places: int = 4
     records: list[Record] = field(default_factory=list)
 
