@@ -137,3 +137,15 @@ async def test_a_small_feature_cache_forgets_and_still_answers(
     for request in (asking(turn("a", RED)), asking(turn("b", RED))):
         check(await answer(engine, request), reference.generate(request.messages, 12), reference)
     assert engine.status().image_cache_hits_total == 0
+
+
+async def test_a_picture_is_encoded_once_for_all_who_wait_with_it(
+    family: tuple[Path, Reference], start: StartEngine
+) -> None:
+    folder, reference = family
+    engine = await start(folder, max_num_seqs=1)
+    requests = [asking(turn(f"{word} ", RED), max_tokens=6) for word in ("One", "Two", "Three")]
+    made = await asyncio.gather(*(answer(engine, request) for request in requests))
+    for ours, theirs in zip(made, expectations(reference, requests), strict=True):
+        check(ours, theirs, reference)
+    assert engine.status().image_cache_misses_total == 1
