@@ -3,7 +3,7 @@
     python -m benchmarks.peers.generate_app FOLDER PORT [--dtype NAME]
 
 It does what such services do: it decodes the picture, builds the prompt and generates, one request after the other,
-since one `generate` already uses every core (several at once were slower: see README.md).
+since one `generate` already uses every core.
 """
 
 from __future__ import annotations
