@@ -23,7 +23,7 @@ from transformers import SmolVLMForConditionalGeneration
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from training.draw import COLOURS, IMAGE_SIDE, KINDS, Screen, Style, draw_screen, to_square
-from training.loop import Schedule, add_loop_arguments, run_loop
+from training.loop import Schedule, add_loop_arguments, load_checkpoint, run_loop
 from training.model import BUNDLED, GRID, PATCH, load_tokenizer, new_model, warm_start
 from training.questions import KIND_NAMES, per_mille
 
@@ -230,9 +230,11 @@ def main() -> None:
     arguments = parser.parse_args()
     tokenizer = load_tokenizer(BUNDLED)
     model = new_model(tokenizer)
-    if arguments.warm:
-        warm_start(model, Path(arguments.warm))
     heads = DenseHeads(model.config.vision_config.hidden_size)
+    if arguments.warm and (Path(arguments.warm) / "checkpoint.pt").exists():
+        load_checkpoint(Path(arguments.warm), {"model": model, "heads": heads})
+    elif arguments.warm:
+        warm_start(model, Path(arguments.warm))
     embedding = model.get_input_embeddings()
     groups = [[*model.model.vision_model.parameters(), *model.model.connector.parameters(), embedding.weight]]
     groups.append(list(heads.parameters()))

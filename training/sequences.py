@@ -29,6 +29,7 @@ from training.tokenizer import END, FAKE, GLOBAL, IMAGE, START
 
 PICTURE = FAKE + GLOBAL + IMAGE * IMAGE_TOKENS + FAKE
 LONG_TASKS = ("describe", "listing")
+POINT_TASKS = ("where", "listing")
 
 
 class Writer:
@@ -49,10 +50,19 @@ class Writer:
             ids += (prompt := self.ids(turn(question.text, number == 0, rng.random() < 0.85)))
             weights += [0.0] * len(prompt)
             ids += (answer := self.ids(f" {question.answer}{END}"))
-            weights += [0.4 if question.task in LONG_TASKS else 1.0] * len(answer)
+            weights += self.answer_weights(question.task, answer)
             ids += (gap := self.ids("\n"))
             weights += [0.0] * len(gap)
         return ids, weights
+
+    def answer_weights(self, task: str, answer: list[int]) -> list[float]:
+        """Weights of an answer's tokens: little for the last digits of coordinates, which are noise."""
+        tokens = self.tokenizer.convert_ids_to_tokens(answer)
+        weights = [0.4 if task in LONG_TASKS else 1.0] * len(answer)
+        for spot, (before, token, after) in enumerate(zip(["", *tokens], tokens, [*tokens[1:], ""], strict=False)):
+            if task in POINT_TASKS and before.isdigit() and token.isdigit() and not after.isdigit():
+                weights[spot] *= 0.1
+        return weights
 
 
 def turn(text: str, first: bool, picture_first: bool = True) -> str:
@@ -169,7 +179,7 @@ class Follower:
 
     def look(self) -> None:
         """Take over a newer checkpoint, if there is one."""
-        changed = self.path.stat().st_mtime
+        changed = self.path.stat().st_mtime if self.path.exists() else 0.0
         if changed > self.seen:
             take_tower(self.path.parent, self.model, self.heads)
             self.seen = changed
