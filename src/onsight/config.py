@@ -117,6 +117,15 @@ def load_settings(
         ) from None
 
 
+def let_waiting_threads_sleep() -> None:
+    """Ask OpenMP, which PyTorch computes with on a CPU, to let waiting threads sleep, unless the user chose otherwise.
+
+    By default they spin, and take the processor from those they wait for as soon as anything else runs. OpenMP reads it
+    once, when PyTorch is loaded, so this must be called before.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
     return {
         name: environ[PREFIX + name.upper()] for name in Settings.model_fields if environ.get(PREFIX + name.upper())

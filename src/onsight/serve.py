@@ -23,7 +23,7 @@ from rich.progress import Progress as ProgressBar
 from onsight.api.app import ApiSettings, Services, create_app
 from onsight.api.metrics import Metrics
 from onsight.api.request_log import log_request
-from onsight.config import Settings
+from onsight.config import Settings, let_waiting_threads_sleep
 from onsight.core.engine import ChatEngine, Progress
 from onsight.core.errors import StartError
 from onsight.engines.fake_engine import FakeEngine
@@ -94,6 +94,7 @@ def _engine(settings: Settings, progress: Progress | None) -> tuple[ChatEngine, 
         return FakeEngine(), FAKE_CARD
     folder = locate_model(settings.model)
     card = find_card(settings.model, folder)
+    let_waiting_threads_sleep()
     # Imported here: PyTorch takes a second or two, which no other command should pay.
     from onsight.engines.torch_engine import TorchEngine, TorchSettings
 

@@ -64,17 +64,11 @@ class StepLoop:
         self.wake()
 
     def run(self, post: Callable[[Outbox], object]) -> None:
-        """Step until stopped; `post` is called once a step that has something to say."""
+        """Step until stopped; `post` is called after each half of a step that has something to say."""
         with torch.inference_mode():
             while not self._stopping:
                 self._take_in()
-                batch = self._scheduler.schedule()
-                if batch.prefill or batch.decode:
-                    self._step(batch)
-                self.status = self._look()
-                if self._outbox:
-                    post(self._outbox)
-                    self._outbox = []
+                self._step(self._scheduler.schedule(), post)
 
     def _take_in(self) -> None:
         """Move new sequences to the scheduler; wait for one when there is nothing else to do."""
@@ -88,15 +82,24 @@ class StepLoop:
         except Empty:
             scheduler.drop_cancelled()
 
-    def _step(self, batch: Batch) -> None:
-        self._steps += 1
+    def _step(self, batch: Batch, post: Callable[[Outbox], object]) -> None:
         for claim in batch.claims:
             self._cached_tokens += claim.tokens
         self._runner.copy_prefixes(batch.claims)
         if batch.prefill:
             self._prefill(batch.prefill)
+            # A first token leaves at once and does not wait for the other answers' next ones.
+            self._publish(post)
         if batch.decode:
             self._decode(batch.decode)
+        self._steps += bool(batch.prefill or batch.decode)
+        self._publish(post)
+
+    def _publish(self, post: Callable[[Outbox], object]) -> None:
+        self.status = self._look()
+        if self._outbox:
+            post(self._outbox)
+            self._outbox = []
 
     def _prefill(self, chunks: Rows[Chunk]) -> None:
         try:
