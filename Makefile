@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?=
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu,)
 
-.PHONY: help install serve test test-slow check format bench openapi clean
+.PHONY: help install serve test test-slow check format bench readme openapi clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,12 @@ format: install ## put the code into the project's format
 
 bench: install ## measure Onsight beside its peers; tables go to benchmarks/results/
 	$(BIN)/python -m benchmarks.chat
+	$(BIN)/python -m benchmarks.second_question
+	$(BIN)/python -m benchmarks.health
+	$(BIN)/python -m benchmarks.start
+
+readme: install ## run the README's commands and write what they print into it
+	$(BIN)/python -m tests.readme
 
 openapi: install ## write openapi.json
 	$(BIN)/onsight openapi

@@ -12,7 +12,7 @@ from PIL import ImageDraw
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from training.draw import EVALUATION_STYLE, Screen, draw_screen  # noqa: E402 (after the path is set)
+from training.draw import EVALUATION_STYLE, Screen, draw_screen
 
 IMAGES = Path(__file__).parent / "images"
 SEED = 7_200_006

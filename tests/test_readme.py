@@ -46,3 +46,17 @@ def test_every_relative_link_of_the_readme_leads_somewhere() -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#\s]+)", README.read_text("utf-8"))
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_measured_number_of_the_readme_stands_in_a_results_file() -> None:
+    table = README.read_text("utf-8").split("## Measured")[1].split("\n## ")[0]
+    rows = [line for line in table.splitlines() if line.startswith("|")][2:]
+    assert rows
+    results = "".join(
+        path.read_text("utf-8")
+        for folder in ("benchmarks/results", "docs/results")
+        for path in (ROOT / folder).glob("*.md")
+    )
+    reached = [number for row in rows for number in re.findall(r"\d+(?:\.\d+)?", row.split("|")[2])]
+    assert reached
+    assert [number for number in reached if not re.search(rf"(?<![\d.]){re.escape(number)}(?![\d.]*\d)", results)] == []
