@@ -13,6 +13,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from training.draw import IMAGE_SIDE
 from training.tokenizer import save_tokenizer
+from training.words import KNOWN_WORDS
 
 BUNDLED = Path(__file__).resolve().parent.parent / "src" / "onsight" / "bundled" / "peek"
 PATCH = 16
@@ -125,6 +126,22 @@ def write_untrained(folder: Path = BUNDLED) -> None:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     generation.save_pretrained(folder)
+
+
+@torch.no_grad()
+def align_words(model: SmolVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a known word's other tokens ("Save", " save") the embedding that " Save" got from stage 1.
+
+    Each way of writing keeps its own mean, so that the model can tell them apart.
+    """
+    embedding = model.get_input_embeddings().weight
+    lone = {word: tokenizer.encode(f" {word}", add_special_tokens=False) for word in KNOWN_WORDS}
+    named = embedding[[lone[word][0] for word in KNOWN_WORDS]].clone()
+    for write in (str, lambda word: f" {word.lower()}"):
+        ids = [tokenizer.encode(write(word), add_special_tokens=False) for word in KNOWN_WORDS]
+        whole = [row for row, tokens in enumerate(ids) if len(tokens) == 1]
+        rows = [ids[row][0] for row in whole]
+        embedding[rows] = named[whole] - named.mean(0) + embedding[rows].mean(0)
 
 
 def warm_start(model: SmolVLMForConditionalGeneration, folder: Path = BUNDLED) -> None:

@@ -146,7 +146,7 @@ def ask_count(screen: Screen, rng: random.Random) -> Question:
 def ask_questions(screen: Screen, rng: random.Random, count: int, long: int = 1) -> list[Question]:
     """``count`` short questions about different widgets where there are enough, and ``long`` long ones, shuffled."""
     order = [index for _ in range(4) for index in rng.sample(range(len(screen.widgets)), len(screen.widgets))]
-    short = (ask_where, ask_where, ask_box, ask_box, ask_colour)
+    short = (ask_where, ask_where, ask_where, ask_box, ask_colour, ask_colour, ask_colour)
     questions = [rng.choice(short)(screen, index, rng) for index in order[:count]]
     questions += [rng.choice((ask_read, ask_read, ask_listing, ask_describe))(screen, rng) for _ in range(long)]
     if rng.random() < 0.15:

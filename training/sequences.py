@@ -23,12 +23,13 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from training.dense import TRAINING_SEEDS, DenseHeads, Namer, dense_example, dense_loss, see
 from training.draw import Style, draw_screen
 from training.loop import Schedule, add_loop_arguments, load_checkpoint, run_loop
-from training.model import BUNDLED, IMAGE_TOKENS, load_tokenizer, new_model, warm_start
+from training.model import BUNDLED, IMAGE_TOKENS, align_words, load_tokenizer, new_model, warm_start
 from training.questions import Question, ask_questions
 from training.tokenizer import END, FAKE, GLOBAL, IMAGE, START
 
 PICTURE = FAKE + GLOBAL + IMAGE * IMAGE_TOKENS + FAKE
-LONG_TASKS = ("describe", "listing")
+TASK_WEIGHTS = {"colour": 5.0, "where": 2.0, "describe": 0.3, "listing": 0.3}
+"""Weight of an answer's tokens in the loss by task, where it is not 1: a colour is one token among a hundred."""
 POINT_TASKS = ("where", "listing")
 
 
@@ -58,7 +59,7 @@ class Writer:
     def answer_weights(self, task: str, answer: list[int]) -> list[float]:
         """Weights of an answer's tokens: little for the last digits of coordinates, which are noise."""
         tokens = self.tokenizer.convert_ids_to_tokens(answer)
-        weights = [0.4 if task in LONG_TASKS else 1.0] * len(answer)
+        weights = [TASK_WEIGHTS.get(task, 1.0)] * len(answer)
         for spot, (before, token, after) in enumerate(zip(["", *tokens], tokens, [*tokens[1:], ""], strict=False)):
             if task in POINT_TASKS and before.isdigit() and token.isdigit() and not after.isdigit():
                 weights[spot] *= 0.1
@@ -77,10 +78,14 @@ def turn(text: str, first: bool, picture_first: bool = True) -> str:
 
 
 class Conversations(IterableDataset):
-    """Endless screens: what DenseScreens gives, and token ids with weights."""
+    """Endless screens: what DenseScreens gives, and token ids with weights.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, first_seed: int, style: Style, questions: int):
+    Of every four batches' screens those of like length stand together, so that little is padded.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, first_seed: int, style: Style, questions: int, batch: int):
         self.tokenizer, self.first_seed, self.style, self.questions = tokenizer, first_seed, style, questions
+        self.batch = batch
 
     def __iter__(self):
         worker = get_worker_info()
@@ -88,12 +93,19 @@ class Conversations(IterableDataset):
         seed = 2 * TRAINING_SEEDS + self.first_seed + start
         name, writer = Namer(self.tokenizer), Writer(self.tokenizer)
         while True:
-            screen = draw_screen(seed, self.style)
-            rng = random.Random(-seed)
-            asked = ask_questions(screen, rng, rng.randint(self.questions - 2, self.questions + 2))
-            ids, weights = writer.conversation(asked, rng)
-            yield dense_example(screen, name) | {"ids": torch.tensor(ids), "weights": torch.tensor(weights)}
-            seed += step
+            examples = [self._example(seed + n * step, name, writer) for n in range(4 * self.batch)]
+            examples.sort(key=lambda example: len(example["ids"]))
+            starts = list(range(0, len(examples), self.batch))
+            for first in random.Random(seed).sample(starts, len(starts)):
+                yield from examples[first : first + self.batch]
+            seed += step * len(examples)
+
+    def _example(self, seed: int, name: Namer, writer: Writer) -> dict[str, Tensor]:
+        screen = draw_screen(seed, self.style)
+        rng = random.Random(-seed)
+        asked = ask_questions(screen, rng, rng.randint(self.questions - 2, self.questions + 2))
+        ids, weights = writer.conversation(asked, rng)
+        return dense_example(screen, name) | {"ids": torch.tensor(ids), "weights": torch.tensor(weights)}
 
 
 def collate(examples: list[dict[str, Tensor]], pad: int, conversations: int) -> dict[str, Tensor]:
@@ -136,6 +148,7 @@ def main() -> None:
     parser.add_argument("--dense", type=float, default=0.3, help="weight of the dense loss")
     parser.add_argument("--follow", help="a stage 1 run that goes on beside this one and alone trains the tower")
     parser.add_argument("--tower-from", help="a stage 1 run whose tower to start from, whatever --warm holds")
+    parser.add_argument("--align-words", action="store_true", help="after stage 1: see training.model.align_words")
     arguments = parser.parse_args()
     tokenizer = load_tokenizer(BUNDLED)
     model = new_model(tokenizer)
@@ -151,7 +164,7 @@ def main() -> None:
         groups += [(tower, arguments.tower), (list(heads.parameters()), 1.0)]
 
     def batches(first_seed: int) -> DataLoader:
-        data = Conversations(tokenizer, first_seed, Style(), arguments.questions)
+        data = Conversations(tokenizer, first_seed, Style(), arguments.questions, arguments.batch)
         together = partial(collate, pad=tokenizer.pad_token_id, conversations=arguments.conversations)
         return DataLoader(data, arguments.batch, num_workers=arguments.workers, prefetch_factor=4, collate_fn=together)
 
@@ -199,6 +212,8 @@ def _start_from(arguments: argparse.Namespace, model: SmolVLMForConditionalGener
         load_checkpoint(Path(arguments.warm), {"model": model, "heads": heads})
     elif arguments.warm:
         warm_start(model, Path(arguments.warm))
+    if arguments.align_words:
+        align_words(model, load_tokenizer(BUNDLED))
     if arguments.tower_from:
         take_tower(Path(arguments.tower_from), model, heads)
 
