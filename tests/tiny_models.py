@@ -35,6 +35,16 @@ QWEN_SPECIALS = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
     "<|video_pad|>",
 )  # fmt: skip
+MLLAMA_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' %}{{ '<|image|>' }}"
+    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}{{ '<|eot_id|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+)
+MLLAMA_SPECIALS = (
+    "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>",
+    "<|image|>",
+)  # fmt: skip
 CORPUS = (
     "Where is the red button? What colour is the circle, and what do you see in this picture?",
     "The picture shows a blue square to the left of a green triangle. Read the screen. Describe the screen.",
@@ -124,6 +134,44 @@ def write_qwen(folder: Path, *, seed: int = 0, context: int = 1024) -> Path:
     return folder
 
 
+def write_mllama(folder: Path, *, seed: int = 1, context: int = 1024) -> Path:
+    """A Llama 3.2 Vision of about 0.3M parameters: tiles of 32 px, 17 places each, two cross-attention layers of four.
+
+    As in the real one the output head has no row for the image token, the last of the vocabulary.
+    """
+    from transformers.models.mllama.configuration_mllama import MllamaConfig
+    from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration
+
+    tokenizer = _tokenizer(MLLAMA_SPECIALS)
+    ids = {token: tokenizer.token_to_id(token) for token in MLLAMA_SPECIALS}
+    ends = [ids["<|end_of_text|>"], ids["<|eom_id|>"], ids["<|eot_id|>"]]
+    text = {
+        "vocab_size": ids["<|image|>"], "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": context,
+        "cross_attention_layers": [1, 3],
+        "rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0, "original_max_position_embeddings": 64,
+        },
+        "bos_token_id": ids["<|begin_of_text|>"], "eos_token_id": ends, "pad_token_id": ids["<|end_of_text|>"],
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_global_layers": 1,
+        "attention_heads": 2, "image_size": 32, "patch_size": 8, "vision_output_dim": 96,
+        "intermediate_layers_indices": [0, 1],
+    }  # fmt: skip
+    config = MllamaConfig(text_config=text, vision_config=vision, image_token_index=ids["<|image|>"])
+    _save(MllamaForConditionalGeneration(config), folder, seed, ends, None)
+    _save_tokenizer(tokenizer, folder, MLLAMA_TEMPLATE, "<|eot_id|>", MLLAMA_SPECIALS)
+    settings = {
+        "image_processor_type": "MllamaImageProcessor", "do_convert_rgb": True, "do_resize": True, "resample": 2,
+        "size": {"height": 32, "width": 32}, "max_image_tiles": 4, "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_pad": True,
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
 def draw(
     colour: tuple[int, int, int], width: int = 64, height: int = 48, options: ImageOptions = DEFAULT_IMAGE_OPTIONS
 ) -> Image:
@@ -164,6 +212,8 @@ def _save(
                 weight.copy_(torch.randn(weight.shape, generator=dice) * spread)
             elif name.endswith("bias"):
                 weight.copy_(torch.randn(weight.shape, generator=dice) * 0.1)
+            elif "gate" in name:
+                weight.fill_(0.8)  # mllama's start closed, and then no picture would matter
     folder.mkdir(parents=True, exist_ok=True)
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
@@ -174,9 +224,11 @@ def _save(
 
 def _save_tokenizer(tokenizer: Tokenizer, folder: Path, template: str, end: str, specials: Sequence[str]) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
+    start = next(token for token in ("<|im_start|>", "<|begin_of_text|>") if token in specials)
+    pad = next(token for token in ("<|endoftext|>", "<|end_of_text|>") if token in specials)
     table = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": "<|im_start|>", "eos_token": end, "pad_token": "<|endoftext|>",
+        "bos_token": start, "eos_token": end, "pad_token": pad,
         "chat_template": template, "clean_up_tokenization_spaces": False, "additional_special_tokens": list(specials),
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(table))

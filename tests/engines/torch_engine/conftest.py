@@ -10,8 +10,8 @@ import torch
 
 from onsight.engines.torch_engine import TorchEngine, TorchSettings
 from onsight.models.card import find_card
-from tests.engines.torch_engine.reference import QwenReference, SmolVLMReference
-from tests.tiny_models import write_qwen, write_smolvlm
+from tests.engines.torch_engine.reference import MllamaReference, QwenReference, SmolVLMReference
+from tests.tiny_models import write_mllama, write_qwen, write_smolvlm
 
 StartEngine = Callable[..., Awaitable[TorchEngine]]
 
@@ -39,6 +39,16 @@ def smolvlm_reference(smolvlm: Path) -> SmolVLMReference:
 @pytest.fixture(scope="session")
 def qwen_reference(qwen: Path) -> QwenReference:
     return QwenReference(qwen)
+
+
+@pytest.fixture(scope="session")
+def mllama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_mllama(tmp_path_factory.mktemp("models") / "mllama")
+
+
+@pytest.fixture(scope="session")
+def mllama_reference(mllama: Path) -> MllamaReference:
+    return MllamaReference(mllama)
 
 
 @pytest.fixture

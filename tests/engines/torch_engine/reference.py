@@ -10,6 +10,11 @@ from typing import Any
 import PIL.Image
 import torch
 from transformers import AutoTokenizer
+from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+from transformers.models.mllama.processing_mllama import (
+    convert_sparse_cross_attention_mask_to_dense,
+    get_cross_attention_token_mask,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
@@ -39,13 +44,12 @@ class Reference:
     def generate(self, messages: Sequence[Message], max_tokens: int) -> Expected:
         """Greedy; media tokens are suppressed, as the engine does."""
         inputs = self.inputs(messages)
-        media = [self.tokenizer.convert_tokens_to_ids(token) for token in self.media]
         with torch.inference_mode():
             made = self.model.generate(
                 **inputs,
                 max_new_tokens=max_tokens,
                 do_sample=False,
-                suppress_tokens=media,
+                suppress_tokens=self.suppressed() or None,
                 output_logits=True,
                 return_dict_in_generate=True,
             )
@@ -62,6 +66,10 @@ class Reference:
 
     media: tuple[str, ...]
     model: Any
+
+    def suppressed(self) -> list[int]:
+        """Media tokens that the output head has rows for."""
+        return [self.tokenizer.convert_tokens_to_ids(token) for token in self.media]
 
     @property
     def ends(self) -> list[int]:
@@ -134,6 +142,32 @@ class QwenReference(Reference):
         inputs = dict(self.tokenizer(text, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False))
         pad = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
         return inputs | extra | {"mm_token_type_ids": (inputs["input_ids"] == pad).int()}
+
+
+class MllamaReference(Reference):
+    """With MllamaProcessor's own cross-attention mask; its output head has no row for the image token."""
+
+    media = ()
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration
+
+        self.model = MllamaForConditionalGeneration.from_pretrained(folder).eval()
+        self.processor = MllamaImageProcessorPil.from_pretrained(folder)
+
+    def inputs(self, messages: Sequence[Message]) -> dict[str, torch.Tensor]:
+        images = [image for message in messages for image in message.images]
+        inputs = dict(self.tokenizer(self.prompt(messages), return_tensors="pt", add_special_tokens=False))
+        inputs.pop("token_type_ids", None)
+        if not images:
+            return inputs
+        made = self.processor(images=[[_pil(image) for image in images]], return_tensors="pt")
+        tiles = made.pop("num_tiles")
+        ids = inputs["input_ids"][0].tolist()
+        runs = get_cross_attention_token_mask(ids, self.tokenizer.convert_tokens_to_ids("<|image|>"))
+        mask = convert_sparse_cross_attention_mask_to_dense([runs], tiles, 4, len(ids))
+        return inputs | dict(made) | {"cross_attention_mask": torch.from_numpy(mask)}
 
 
 def _content(part: Text | Image) -> dict[str, str]:

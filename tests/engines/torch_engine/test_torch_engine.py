@@ -19,6 +19,12 @@ class TestTorchEngineWithSmolVLM(EngineContract):
         return await start(smolvlm)
 
 
+class TestTorchEngineWithMllama(EngineContract):
+    @pytest.fixture
+    async def engine(self, mllama: Path, start: StartEngine) -> TorchEngine:
+        return await start(mllama)
+
+
 class TestTorchEngineWithQwen(EngineContract):
     @pytest.fixture
     async def engine(self, qwen: Path, start: StartEngine) -> TorchEngine:

@@ -34,9 +34,9 @@ Piece = TemplateText | Text | Image
 class ChatTemplate:
     """Turns messages into pieces in the order in which the model reads them."""
 
-    def __init__(self, folder: Path, image_text: str) -> None:
-        """Compile the template in `folder`, which writes `image_text` for a picture. Raises StartError."""
-        source = _find(folder)
+    def __init__(self, folder: Path, image_text: str, source: str | None = None) -> None:
+        """Compile `source`, else what `folder` holds; it writes `image_text` for a picture. Raises StartError."""
+        source = source or _find(folder)
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)

@@ -12,7 +12,8 @@ import psutil
 import torch
 
 from onsight.core.errors import StartError
-from onsight.engines.torch_engine.families.decoder import KeyValueShape
+from onsight.engines.torch_engine.families.decoder import KeyValueShape, Sight
+from onsight.engines.torch_engine.picture_cache import PictureCache
 from onsight.engines.torch_engine.settings import TorchSettings
 
 log = logging.getLogger(__name__)
@@ -43,9 +44,10 @@ def fit(
     if tokens > longest:
         raise StartError(f"max_model_len is {tokens}, but the model was made for {longest} tokens")
     bytes_a_token = 2 * shape.layers * shape.heads * shape.dim * dtype.itemsize
+    beside = settings.max_num_seqs * _picture_bytes(shape, dtype)
     room = settings.kv_cache_tokens
     if room is None:
-        room = int(_free_bytes(device) * _SHARE_OF_FREE[device.type]) // bytes_a_token
+        room = max(0, int(_free_bytes(device) * _SHARE_OF_FREE[device.type]) - beside) // bytes_a_token
     if tokens * settings.max_num_seqs <= room:
         return KeyValueSize(settings.max_num_seqs, tokens)
     each = room // settings.max_num_seqs
@@ -54,12 +56,22 @@ def fit(
         raise StartError(
             f"keys and values of {settings.max_num_seqs} requests of {tokens} tokens need {need} places"
             f" ({need * bytes_a_token / 2**30:.2f} GiB), but there is room for {room}"
-            f" ({room * bytes_a_token / 2**30:.2f} GiB): lower max_num_seqs or max_model_len"
+            f" ({room * bytes_a_token / 2**30:.2f} GiB"
+            + (f" beside {beside / 2**30:.2f} GiB for their pictures" if beside else "")
+            + "): lower max_num_seqs or max_model_len"
         )
     log.info(
         "context lowered from %d to %d tokens, so that %d requests fit in memory", tokens, each, settings.max_num_seqs
     )
     return KeyValueSize(settings.max_num_seqs, each)
+
+
+def _picture_bytes(shape: KeyValueShape, dtype: torch.dtype) -> int:
+    """What a slot's pictures take in cross-attention layers."""
+    cross = shape.cross
+    if cross is None:
+        return 0
+    return 2 * cross.layers * shape.heads * shape.dim * cross.pictures * cross.tokens * dtype.itemsize
 
 
 def _free_bytes(device: torch.device) -> int:
@@ -80,8 +92,14 @@ class KeyValueCache:
     def __init__(self, shape: KeyValueShape, size: KeyValueSize, device: torch.device, dtype: torch.dtype) -> None:
         """Raises StartError when the memory cannot be had."""
         dims = (shape.layers, 2, size.slots, shape.heads, size.tokens, shape.dim)
+        cross = shape.cross
+        self.pictures: PictureCache | None = None
         try:
             self._store = _zeros(dims, device, dtype)
+            if cross is not None:
+                places = cross.pictures * cross.tokens
+                seen = _zeros((cross.layers, 2, size.slots, shape.heads, places, shape.dim), device, dtype)
+                self.pictures = PictureCache(seen, cross)
         except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError, its OutOfMemoryError among them
             raise StartError(f"no memory for keys and values of {size.slots} x {size.tokens} tokens: {error}") from None
         self.size = size
@@ -89,8 +107,10 @@ class KeyValueCache:
         self.values = [self._store[layer, 1] for layer in range(shape.layers)]
 
     def copy(self, source: int, target: int, tokens: int) -> None:
-        """Copy the first `tokens` positions of one slot to another."""
+        """Copy the first `tokens` positions of one slot to another, and with them the pictures that they saw."""
         self._store[:, :, target, :, :tokens] = self._store[:, :, source, :, :tokens]
+        if self.pictures is not None:
+            self.pictures.copy(source, target)
 
 
 def _zeros(dims: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -108,8 +128,9 @@ class PrefillWindow:
         self, cache: KeyValueCache, slots: Sequence[int], starts: Sequence[int], counts: Sequence[int]
     ) -> None:
         self._cache = cache
+        self.sight: Sight | None = None
         self._rows = list(zip(slots, starts, counts, strict=True))
-        self._slots = _as_index(slots)
+        self.slots = _as_index(slots)
         self._seen = max(start + count for _, start, count in self._rows)
         # Nothing came before: the new keys are all that there is to see, and plain causal attention hides the padding.
         self._fresh = not any(starts)
@@ -131,7 +152,7 @@ class PrefillWindow:
             all_values[slot, :, start : start + count] = values[row, :, :count]
         if self._fresh:
             return keys, values
-        return all_keys[self._slots, :, : self._seen], all_values[self._slots, :, : self._seen]
+        return all_keys[self.slots, :, : self._seen], all_values[self.slots, :, : self._seen]
 
 
 class DecodeWindow:
@@ -145,6 +166,7 @@ class DecodeWindow:
     ) -> None:
         """`slots` ascend; `positions` are where their new tokens go."""
         self._cache = cache
+        self.sight: Sight | None = None
         self.first, self.stop = slots[0], slots[-1] + 1
         self._dense = len(slots) == self.stop - self.first
         self._seen = max(positions) + 1

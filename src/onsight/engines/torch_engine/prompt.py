@@ -61,6 +61,8 @@ class Prompt:
     """`identity` names each position for prefix comparison: text by its token, a picture by its key.
 
     `positions`: [axes, tokens], the rotary positions; a later token at index i has position i + `delta` on every axis.
+    `seen`: [tokens, tiles of all pictures], True where a token sees a tile by cross-attention, later tokens what the
+    last one sees; None where nothing is seen that way.
     """
 
     token_ids: list[int]
@@ -68,6 +70,7 @@ class Prompt:
     spans: list[Span] = field(default_factory=list)
     positions: torch.Tensor = field(default_factory=lambda: torch.zeros(1, 0, dtype=torch.int64))
     delta: int = 0
+    seen: torch.Tensor | None = None
 
     @property
     def image_tokens(self) -> int:
@@ -79,7 +82,7 @@ def lay_out(
     template: ChatTemplate,
     vocabulary: Vocabulary,
     plans: Sequence[ImagePlan],
-    image_token_id: int,
+    image_token_id: int | None,
 ) -> Prompt:
     """The prompt for `messages`, whose pictures are planned in order; positions are the family's to add."""
     prompt = Prompt([], [])
@@ -102,7 +105,7 @@ def lay_out(
     return prompt
 
 
-def _write_image(prompt: Prompt, plan: ImagePlan, image_token_id: int) -> None:
+def _write_image(prompt: Prompt, plan: ImagePlan, image_token_id: int | None) -> None:
     start = len(prompt.token_ids)
     places = [start + offset for offset, token in enumerate(plan.token_ids) if token == image_token_id]
     prompt.spans.append(Span(plan, start, start + len(plan.token_ids), places))

@@ -10,6 +10,7 @@ from onsight.core.messages import Image, ImageOptions
 from onsight.engines.torch_engine.families.family import Family
 from onsight.engines.torch_engine.feature_cache import FeatureCache
 from onsight.engines.torch_engine.kv_cache import DecodeWindow, KeyValueCache, PrefillWindow
+from onsight.engines.torch_engine.picture_cache import PictureCache
 from onsight.engines.torch_engine.prefix import Claim
 from onsight.engines.torch_engine.prompt import Pixels, Span
 from onsight.engines.torch_engine.sequence import Chunk, Sequence
@@ -25,6 +26,7 @@ class Runner:
         self._family = family
         self._decoder = family.decoder
         self._cache = cache
+        self._pictures = cache.pictures
         self._features = features
         self._threads = torch.get_num_threads()
         # Waking a second thread takes longer than such a model's small products do.
@@ -38,7 +40,8 @@ class Runner:
 
     def encode(self, chunks: Rows[Chunk]) -> None:
         """See to it that every picture that these chunks read has features; each is encoded once, all in one batch."""
-        spans = [span for chunk in chunks for span in _spans_to_encode(chunk)]
+        beside = self._pictures is not None
+        spans = [span for chunk in chunks for span in _spans_to_encode(chunk, beside)]
         wanted: dict[str, Pixels] = {}
         for span in spans:
             # Another request may have had the same picture encoded while this one was in line.
@@ -54,6 +57,15 @@ class Runner:
             if span.features is None:
                 span.features = made[span.plan.key]
             span.pixels = None
+
+    def _show(self, pictures: PictureCache, chunk: Chunk) -> None:
+        """Bring its pictures to the slot of a prompt that begins here; one that goes on, or reuses, has them there."""
+        if chunk.start > 0:
+            return
+        pictures.clear(chunk.sequence.slot)
+        for place, span in enumerate(chunk.sequence.prompt.spans):
+            if span.features is not None:
+                pictures.write(chunk.sequence.slot, place, self._decoder.project(span.features))
 
     def prefill(self, chunks: Rows[Chunk]) -> torch.Tensor:
         """Read the chunks; the logits after each one's last token, [chunks, vocab_rows]."""
@@ -72,6 +84,10 @@ class Runner:
             _put_features(embeds[row], chunk)
         slots, starts = [chunk.sequence.slot for chunk in chunks], [chunk.start for chunk in chunks]
         window = PrefillWindow(self._cache, slots, starts, counts)
+        if self._pictures is not None:
+            for chunk in chunks:
+                self._show(self._pictures, chunk)
+            window.sight = self._pictures.look(window.slots, [_seen_in(chunk) for chunk in chunks], longest)
         hidden = self._decoder.forward(embeds, positions.to(device), window.mask(device), window)
         last = hidden[torch.arange(len(chunks), device=device), torch.tensor(counts, device=device) - 1]
         return self._decoder.logits(last)
@@ -82,6 +98,11 @@ class Runner:
         device = self._decoder.device
         lengths = [sequence.computed for sequence in sequences]
         window = DecodeWindow(self._cache, [sequence.slot for sequence in sequences], lengths, device)
+        if self._pictures is not None:
+            seen = {sequence.slot: sequence.prompt.seen for sequence in sequences}
+            rows = [seen.get(slot) for slot in range(window.first, window.stop)]
+            last = [None if one is None else one[-1:] for one in rows]
+            window.sight = self._pictures.look(slice(window.first, window.stop), last, 1)
         table = torch.tensor(
             [
                 [sequence.last_token for sequence in sequences],
@@ -107,14 +128,25 @@ class Runner:
             self._decoder.logits(hidden[:, -1])
 
 
-def _spans_to_encode(chunk: Chunk) -> list[Span]:
-    """Pictures with features inside the chunk that have none yet."""
+def _spans_to_encode(chunk: Chunk, beside: bool) -> list[Span]:
+    """Pictures with features inside the chunk that have none yet.
+
+    `beside`: they are seen by cross-attention, and all at once: words before a picture depend on it too.
+    """
+    if beside:
+        return [span for span in chunk.sequence.prompt.spans if chunk.start == 0 and span.features is None]
     spans = []
     for span in chunk.sequence.prompt.spans:
         first, stop = span.places_in(chunk.start, chunk.stop)
         if first < stop and span.features is None:
             spans.append(span)
     return spans
+
+
+def _seen_in(chunk: Chunk) -> torch.Tensor | None:
+    """[the chunk's tokens, tiles]; see `Prompt.seen`."""
+    seen = chunk.sequence.prompt.seen
+    return None if seen is None else seen[chunk.start : chunk.stop]
 
 
 def _put_features(embeds: torch.Tensor, chunk: Chunk) -> None:

@@ -26,5 +26,9 @@ def load_family(name: str, checkpoint: Checkpoint, vocabulary: Vocabulary) -> Fa
             from onsight.engines.torch_engine.families.qwen_vl import QwenVL
 
             return QwenVL(checkpoint, vocabulary)
+        case "mllama":
+            from onsight.engines.torch_engine.families.mllama import Mllama
+
+            return Mllama(checkpoint, vocabulary)
         case _:
-            raise StartError(f"the torch engine has no family {name!r}; it has smolvlm and qwen_vl")
+            raise StartError(f"the torch engine has no family {name!r}; it has smolvlm, qwen_vl and mllama")

@@ -29,8 +29,13 @@ class Family(Protocol):
         ...
 
     @property
-    def image_token_id(self) -> int:
-        """The id at whose places features stand."""
+    def chat_template(self) -> str | None:
+        """The family's own template (Jinja), where a checkpoint's is not to be followed; None follows it."""
+        ...
+
+    @property
+    def image_token_id(self) -> int | None:
+        """The id at whose places features stand; None where pictures are seen by cross-attention instead."""
         ...
 
     @property
@@ -57,9 +62,12 @@ class Family(Protocol):
         ...
 
     def place(self, prompt: Prompt) -> None:
-        """Fill in the prompt's `positions` and `delta`."""
+        """Fill in the prompt's `positions` and `delta`; with cross-attention also `seen` and what `identity` lacks.
+
+        Raises InvalidRequest for more pictures than the model can see.
+        """
         ...
 
     def encode(self, pixels: Sequence[Pixels]) -> list[torch.Tensor]:
-        """Features of each picture, [its places, hidden] on the device."""
+        """Features of each picture on the device: [its places, hidden]; for cross-attention [all patches, hidden]."""
         ...

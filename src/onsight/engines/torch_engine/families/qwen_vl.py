@@ -35,6 +35,7 @@ class QwenVL:
     """
 
     image_text = _IMAGE
+    chat_template = None
 
     def __init__(self, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
         """Load the model. Raises StartError."""

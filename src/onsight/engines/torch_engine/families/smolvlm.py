@@ -34,6 +34,7 @@ class SmolVLM:
     """
 
     image_text = _IMAGE
+    chat_template = None
 
     def __init__(self, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
         """Load the model. Raises StartError."""
