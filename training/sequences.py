@@ -21,13 +21,14 @@ from transformers import SmolVLMForConditionalGeneration
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from training.dense import TRAINING_SEEDS, DenseHeads, Namer, dense_example, dense_loss, see
-from training.draw import Style, draw_screen
+from training.draw import Screen, Style, draw_screen
 from training.loop import Schedule, add_loop_arguments, load_checkpoint, run_loop
-from training.model import BUNDLED, IMAGE_TOKENS, align_words, load_tokenizer, new_model, warm_start
+from training.model import BUNDLED, GRID, IMAGE_TOKENS, align_words, load_tokenizer, new_model, warm_start
 from training.questions import Question, ask_questions
 from training.tokenizer import END, FAKE, GLOBAL, IMAGE, START
 
 PICTURE = FAKE + GLOBAL + IMAGE * IMAGE_TOKENS + FAKE
+NAMING_TASKS = ("where", "colour")
 TASK_WEIGHTS = {"colour": 5.0, "where": 2.0, "describe": 0.3, "listing": 0.3}
 """Weight of an answer's tokens in the loss by task, where it is not 1: a colour is one token among a hundred."""
 POINT_TASKS = ("where", "listing")
@@ -38,23 +39,44 @@ class Writer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
+        self.image = tokenizer.convert_tokens_to_ids(IMAGE)
 
     def ids(self, text: str) -> list[int]:
         """Token ids of ``text``, special tokens recognised, none added."""
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def conversation(self, questions: Sequence[Question], rng: random.Random) -> tuple[list[int], list[float]]:
-        """(token ids, weight in the loss of each token as a target); only answers and their ends have a weight."""
+    def conversation(
+        self, screen: Screen, questions: Sequence[Question], rng: random.Random
+    ) -> tuple[list[int], list[float], list[list[int]]]:
+        """(token ids, weight in the loss of each token as a target, looks); only answers and their ends have a weight.
+
+        A look is, for a question that names a widget by a word of one token: that token's place, the places where the
+        answer's guesses begin and end, and one flag for each image token, 1 where the widget's text stands.
+        """
         ids: list[int] = []
         weights: list[float] = []
+        looks: list[list[int]] = []
         for number, question in enumerate(questions):
             ids += (prompt := self.ids(turn(question.text, number == 0, rng.random() < 0.85)))
             weights += [0.0] * len(prompt)
+            start = len(ids)
             ids += (answer := self.ids(f" {question.answer}{END}"))
             weights += self.answer_weights(question.task, answer)
             ids += (gap := self.ids("\n"))
             weights += [0.0] * len(gap)
-        return ids, weights
+            if question.task in NAMING_TASKS and question.widget is not None:
+                named = self.place_of(screen.widgets[question.widget].text, ids[start - len(prompt) : start])
+                if named is not None:
+                    spots = text_tokens(screen, question.widget)
+                    looks.append([start - len(prompt) + named, start - 1, start + len(answer) - 2, *spots])
+        return ids, weights, looks
+
+    def place_of(self, word: str, prompt: list[int]) -> int | None:
+        """Where in ``prompt``, after the picture, the token of ``word`` stands; None where it is no single token."""
+        ways = (f" {word}", word, f" {word.lower()}", word.lower())
+        tokens = {ids[0] for ids in map(self.ids, ways) if len(ids) == 1}
+        picture = max((place for place, token in enumerate(prompt) if token == self.image), default=0)
+        return next((place for place in range(picture, len(prompt)) if prompt[place] in tokens), None)
 
     def answer_weights(self, task: str, answer: list[int]) -> list[float]:
         """Weights of an answer's tokens: little for the last digits of coordinates, which are noise."""
@@ -64,6 +86,14 @@ class Writer:
             if task in POINT_TASKS and before.isdigit() and token.isdigit() and not after.isdigit():
                 weights[spot] *= 0.1
         return weights
+
+
+def text_tokens(screen: Screen, index: int) -> list[int]:
+    """A flag for each image token, row by row: 1 where the middle line of the widget's text runs through it."""
+    run, side = screen.runs[index], GRID // 2
+    row = min(int((run.top + run.bottom) / 2 / screen.image.height * side), side - 1)
+    first, last = (min(int(x / screen.image.width * side), side - 1) for x in (run.edges[0], run.edges[-1] - 1))
+    return [int(place // side == row and first <= place % side <= last) for place in range(side * side)]
 
 
 def turn(text: str, first: bool, picture_first: bool = True) -> str:
@@ -104,16 +134,20 @@ class Conversations(IterableDataset):
         screen = draw_screen(seed, self.style)
         rng = random.Random(-seed)
         asked = ask_questions(screen, rng, rng.randint(self.questions - 2, self.questions + 2))
-        ids, weights = writer.conversation(asked, rng)
-        return dense_example(screen, name) | {"ids": torch.tensor(ids), "weights": torch.tensor(weights)}
+        ids, weights, looks = writer.conversation(screen, asked, rng)
+        told = torch.tensor(looks, dtype=torch.long).reshape(len(looks), 3 + IMAGE_TOKENS)
+        return dense_example(screen, name) | {"ids": torch.tensor(ids), "weights": torch.tensor(weights), "looks": told}
 
 
 def collate(examples: list[dict[str, Tensor]], pad: int, conversations: int) -> dict[str, Tensor]:
     """Stack pictures and dense labels; pad the token ids of the first ``conversations`` screens on the right."""
-    batch = {key: torch.stack([e[key] for e in examples]) for key in examples[0] if key not in ("ids", "weights")}
+    batch = {
+        key: torch.stack([e[key] for e in examples]) for key in examples[0] if key not in ("ids", "weights", "looks")
+    }
     chosen = examples[:conversations]
     batch["ids"] = torch.nn.utils.rnn.pad_sequence([e["ids"] for e in chosen], True, pad)
     batch["weights"] = torch.nn.utils.rnn.pad_sequence([e["weights"] for e in chosen], True, 0.0)
+    batch["looks"] = torch.cat([functional.pad(e["looks"], (1, 0), value=n) for n, e in enumerate(chosen)])
     return batch
 
 
@@ -129,13 +163,34 @@ def answer_loss(
     spots = (ids == model.config.image_token_id).unsqueeze(-1)
     embeddings = embeddings.masked_scatter(spots, tokens.to(embeddings.dtype))
     # Padding stands on the right and has no weight, so the causal mask alone will do.
-    hidden = model.model.text_model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+    output = model.model.text_model(inputs_embeds=embeddings, use_cache=False, output_attentions=True)
+    hidden = output.last_hidden_state
     asked = weights[:, 1:] > 0
     logits = model.lm_head(hidden[:, :-1][asked]).float()
     wanted, weight = ids[:, 1:][asked], weights[:, 1:][asked]
     loss = (functional.cross_entropy(logits, wanted, reduction="none") * weight).sum() / weight.sum()
     right = (logits.argmax(-1) == wanted).float()
-    return loss, {"answer": loss.detach(), "tokens_right": right.mean()}
+    look, looked = look_loss(output.attentions, spots[..., 0], batch["looks"])
+    return loss + look, {"answer": loss.detach(), "tokens_right": right.mean(), **looked}
+
+
+def look_loss(attentions: tuple[Tensor, ...], pictures: Tensor, looks: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Shows the text model where to look for a widget that a question names; (loss, shares of attention that do).
+
+    In the second layer, two heads at the word's token should look at the image tokens with that word; in the third,
+    two heads at the answer's tokens should look at the word's token. ``attentions`` are (B, heads, L, L) a layer,
+    ``pictures`` (B, L) says which tokens are image tokens, ``looks`` (N, 4 + IMAGE_TOKENS) as collate gives them.
+    """
+    screens, words, first, last = looks[:, :4].T
+    starts = pictures.int().argmax(1)[screens]
+    spans = starts[:, None] + torch.arange(IMAGE_TOKENS, device=looks.device)
+    seen = attentions[1][screens, :2, words].float().gather(2, spans[:, None].expand(-1, 2, -1))
+    found = (seen * looks[:, None, 4:]).sum(-1).clamp(min=1e-6)
+    places = torch.cat([first, first + (last - first) // 2])
+    twice = torch.cat([screens, screens]), torch.cat([words, words])
+    back = attentions[2][twice[0], :2, places, :].float().gather(2, twice[1][:, None, None].expand(-1, 2, 1))
+    back = back.clamp(min=1e-6)
+    return -found.log().mean() - back.log().mean(), {"found": found.detach().mean(), "back": back.detach().mean()}
 
 
 def main() -> None:
