@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from onsight.config import Settings
+from onsight.serve import listen_on
 from tests.servers import get, served
 
 
@@ -71,6 +74,14 @@ def test_a_folder_that_holds_no_model_is_named(tmp_path: Path) -> None:
     done = start("serve", str(tmp_path))
     assert done.returncode == 2
     assert str(tmp_path) in done.stderr
+
+
+def test_small_pieces_are_sent_at_once() -> None:
+    with listen_on(Settings(port=0)) as listening:
+        with socket.create_connection(listening.getsockname()):
+            accepted, _ = listening.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_taken_port_is_one_sentence() -> None:
