@@ -170,8 +170,8 @@ def listen_on(settings: Settings) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
         listening = socket.create_server(address[:2], family=family, backlog=2048)
-        # Accepted connections inherit it. Without it each streamed piece may wait 40 ms for the client's acknowledgement;
-        # asyncio sets it by itself only on sockets that it opened.
+        # Accepted connections inherit it; asyncio sets it only on sockets that it opened itself. Without it a streamed
+        # piece may wait 40 ms for the client's acknowledgement of the one before.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except OSError as error:

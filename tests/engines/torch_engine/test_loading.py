@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from onsight.core.errors import StartError
 from onsight.engines.torch_engine import TorchEngine, TorchSettings
+from onsight.engines.torch_engine.vocabulary import Vocabulary, end_token_ids
 from onsight.models.card import find_card
 from tests.engines.torch_engine.asking import answer, asking, turn
 from tests.engines.torch_engine.conftest import StartEngine
-from tests.tiny_models import draw
+from tests.tiny_models import draw, write_smolvlm
 
 pytestmark = pytest.mark.model
 
@@ -182,3 +183,18 @@ async def test_weights_in_several_files_are_read_together(smolvlm: Path, tmp_pat
         save_file(dict(part), folder / f"model-{number:05}-of-00002.safetensors")
     request = asking(turn(draw((200, 0, 0)), "What colour?"))
     assert (await answer(await start(folder), request)).text == (await answer(await start(smolvlm), request)).text
+
+
+def test_a_tokenizer_without_an_end_does_not_end_answers_with_the_word_none(tmp_path: Path) -> None:
+    folder = write_smolvlm(tmp_path / "model")
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        path = folder / name
+        table = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        table.get("text_config", {})["eos_token_id"] = None
+        path.write_text(json.dumps({**table, "eos_token_id": None, "eos_token": None}), "utf-8")
+
+    class WordNone(Vocabulary):
+        def find(self, token: str) -> int | None:
+            return 7 if token == "None" else super().find(token)
+
+    assert end_token_ids(folder, WordNone(folder)) == frozenset()

@@ -138,5 +138,6 @@ def end_token_ids(folder: Path, vocabulary: Vocabulary) -> frozenset[int]:
         if ids:
             break
     token = read_optional_json(folder / "tokenizer_config.json").get("eos_token")
-    own = vocabulary.find(str(token.get("content") if isinstance(token, dict) else token))
+    text = token.get("content") if isinstance(token, dict) else token
+    own = vocabulary.find(text) if isinstance(text, str) else None
     return frozenset(ids if own is None else ids | {own})
