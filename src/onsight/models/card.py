@@ -33,6 +33,7 @@ class ModelCard:
     `family`: the module of `torch_engine/families` that runs it. `models`: glob patterns of Hub ids that the card
     is for.
     `architectures`: names in config.json's `architectures` that it covers when no id matches.
+    `replaces_code`: its checkpoints name code of their own, which our family stands in for and which is never run.
     `capabilities`: the tasks it was made for; a missing task is refused as Unsupported.
     `convention`: the space in which its answers give coordinates; None when it was not trained to point.
     `prompts`: task name -> prompt text. `pixels`: task name -> budget ("chat" is every task's default).
@@ -46,6 +47,7 @@ class ModelCard:
     capabilities: tuple[Capability, ...]
     models: tuple[str, ...] = ()
     architectures: tuple[str, ...] = ()
+    replaces_code: bool = False
     convention: Convention | None = None
     prompts: Mapping[str, str] | None = None
     pixels: Mapping[str, PixelBudget] | None = None

@@ -10,8 +10,10 @@ import torch
 
 from onsight.engines.torch_engine import TorchEngine, TorchSettings
 from onsight.models.card import find_card
+from tests.engines.torch_engine.phi3_reference import Phi3Reference
 from tests.engines.torch_engine.reference import MllamaReference, QwenReference, SmolVLMReference
 from tests.tiny_models import write_mllama, write_qwen, write_smolvlm
+from tests.tiny_phi3 import write_phi3
 
 StartEngine = Callable[..., Awaitable[TorchEngine]]
 
@@ -29,6 +31,16 @@ def smolvlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_qwen(tmp_path_factory.mktemp("models") / "qwen")
+
+
+@pytest.fixture(scope="session")
+def phi3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phi3(tmp_path_factory.mktemp("models") / "phi3")
+
+
+@pytest.fixture(scope="session")
+def phi3_reference(phi3: Path) -> Phi3Reference:
+    return Phi3Reference(phi3)
 
 
 @pytest.fixture(scope="session")

@@ -66,6 +66,8 @@ class Reference:
 
     media: tuple[str, ...]
     model: Any
+    coarser_among_several = False
+    """Whether a picture is seen otherwise when its request brings others too."""
 
     def suppressed(self) -> list[int]:
         """Media tokens that the output head has rows for."""

@@ -25,6 +25,12 @@ class TestTorchEngineWithMllama(EngineContract):
         return await start(mllama)
 
 
+class TestTorchEngineWithPhi3Vision(EngineContract):
+    @pytest.fixture
+    async def engine(self, phi3: Path, start: StartEngine) -> TorchEngine:
+        return await start(phi3)
+
+
 class TestTorchEngineWithQwen(EngineContract):
     @pytest.fixture
     async def engine(self, qwen: Path, start: StartEngine) -> TorchEngine:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 
 import jinja2
@@ -19,6 +20,8 @@ from onsight.engines.torch_engine.loading import JsonObject, read_json, read_opt
 _STAND_IN = "\ue000{index}\ue001"
 _STAND_IN_PATTERN = "\ue000(\\d+)\ue001"
 """Private-use characters that no template writes; a user's text never passes through the template, so may hold them."""
+
+_NUMBER = "{number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,11 @@ class ChatTemplate:
     """Turns messages into pieces in the order in which the model reads them."""
 
     def __init__(self, folder: Path, image_text: str, source: str | None = None) -> None:
-        """Compile `source`, else what `folder` holds; it writes `image_text` for a picture. Raises StartError."""
+        """Compile `source`, else what `folder` holds; it writes `image_text` for a picture. Raises StartError.
+
+        With `{number}` in `image_text`, turns are plain strings in which we write it, a line for each picture, and
+        every stretch of text begins with the tokenizer's opening token: such models' text is tokenised piece by piece.
+        """
         source = source or _find(folder)
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.globals["raise_exception"] = _refuse
@@ -44,13 +51,19 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise StartError(f"{folder}: the chat template cannot be read: {error}") from None
-        self._tokens = _special_tokens(read_optional_json(folder / "tokenizer_config.json"))
-        self._split = re.compile(f"{_STAND_IN_PATTERN}|({re.escape(image_text)})")
+        table = read_optional_json(folder / "tokenizer_config.json")
+        self._tokens = _special_tokens(table)
+        self._numbered = image_text if _NUMBER in image_text else None
+        opens = self._numbered is not None and table.get("add_bos_token", True)
+        self._opening = self._tokens.get("bos_token", "") if opens else ""
+        self._split = re.compile(f"{_STAND_IN_PATTERN}|({_pattern(image_text)})")
 
     def render(self, messages: Sequence[Message]) -> list[Piece]:
         """The whole prompt up to where the answer begins. Raises InvalidRequest when the template refuses it."""
         texts: list[Text] = []
         turns = [_turn(message, texts) for message in messages]
+        if self._numbered is not None:
+            turns = _as_strings(turns, self._numbered)
         try:
             prompt = self._template.render(messages=turns, add_generation_prompt=True, **self._tokens)
         except jinja2.TemplateError as error:
@@ -65,7 +78,7 @@ class ChatTemplate:
         return pieces
 
     def _cut(self, prompt: str, texts: list[Text], images: list[Image]) -> list[Piece]:
-        pieces: list[Piece] = []
+        pieces: list[Piece] = [TemplateText(self._opening)] if self._opening else []
         waiting = iter(images)
         end = 0
         for match in self._split.finditer(prompt):
@@ -75,6 +88,8 @@ class ChatTemplate:
             found = next(waiting, None) if match[1] is None else texts[int(match[1])]
             if found is not None:
                 pieces.append(found)
+            if self._opening and isinstance(found, Image):
+                pieces.append(TemplateText(self._opening))
         if end < len(prompt):
             pieces.append(TemplateText(prompt[end:]))
         return pieces
@@ -90,6 +105,23 @@ def _turn(message: Message, texts: list[Text]) -> dict[str, object]:
             content.append({"type": "text", "text": _STAND_IN.format(index=len(texts))})
             texts.append(part)
     return {"role": message.role, "content": content}
+
+
+def _as_strings(turns: list[dict[str, object]], image_text: str) -> list[dict[str, object]]:
+    """The turns with each content as one string, pictures as numbered lines."""
+    numbers = count(1)
+    made: list[dict[str, object]] = []
+    for turn in turns:
+        parts = turn["content"]
+        text = ""
+        for part in parts if isinstance(parts, list) else []:
+            text += f"{image_text.format(number=next(numbers))}\n" if part["type"] == "image" else part["text"]
+        made.append({"role": turn["role"], "content": text})
+    return made
+
+
+def _pattern(image_text: str) -> str:
+    return r"\d+".join(re.escape(part) for part in image_text.split(_NUMBER))
 
 
 def _refuse(message: str) -> None:

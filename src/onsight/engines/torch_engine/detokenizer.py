@@ -16,11 +16,15 @@ class TextStream:
         self._stop = tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
+        self._drop_blank = vocabulary.drops_first_blank
         self.stopped = False
 
     def push(self, token_id: int) -> str:
         """The text that this token makes ready to send; often empty."""
-        return self._release(self._decoder.decode(self._vocabulary.data(token_id)))
+        data = self._vocabulary.data(token_id)
+        if data and self._drop_blank:
+            data, self._drop_blank = data.removeprefix(b" "), False
+        return self._release(self._decoder.decode(data))
 
     def finish(self) -> str:
         """What was held back, once no token follows; a cut character becomes U+FFFD."""

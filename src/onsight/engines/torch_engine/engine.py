@@ -212,7 +212,7 @@ class TorchEngine:
         folder, settings = self._folder, self._settings
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        loading.check_folder(folder)
+        loading.check_folder(folder, self._card.replaces_code)
         device = loading.pick_device(settings.device)
         dtype = loading.pick_dtype(settings.dtype, device)
         vocabulary = Vocabulary(folder)

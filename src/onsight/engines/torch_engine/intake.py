@@ -36,7 +36,7 @@ class Intake:
     def read(self, request: GenerateRequest) -> Sequence:
         """Make the sequence. Raises InvalidRequest, Unsupported or ContextTooLong, before any pixel is touched."""
         images = [image for message in request.messages for image in message.images]
-        plans = [self._family.plan(image) for image in images]
+        plans = [self._family.plan(image, len(images)) for image in images]
         prompt = lay_out(request.messages, self._template, self._vocabulary, plans, self._family.image_token_id)
         limit = self._limit(prompt, request.sampling.max_tokens)
         grammar = None if request.schema is None else self._grammars.compile(request.schema)

@@ -54,12 +54,15 @@ def read_optional_json(path: Path) -> JsonObject:
     return read_json(path) if path.exists() else {}
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse what can never be loaded: no folder, no config.json, remote code, weights that are not safetensors."""
+def check_folder(folder: Path, replaces_code: bool = False) -> None:
+    """Refuse what can never be loaded: no folder, no config.json, remote code, weights that are not safetensors.
+
+    `replaces_code`: the family does without the code that the checkpoint names, so it may name some.
+    """
     if not folder.is_dir():
         raise StartError(f"{folder} is no folder")
     read_json(folder / "config.json")
-    for name in _REMOTE_CODE_FILES:
+    for name in () if replaces_code else _REMOTE_CODE_FILES:
         if "auto_map" in read_optional_json(folder / name):
             raise StartError(
                 f"{folder / name} asks for code that comes with the model (auto_map), which is never run here"

@@ -63,6 +63,7 @@ class Prompt:
     `positions`: [axes, tokens], the rotary positions; a later token at index i has position i + `delta` on every axis.
     `seen`: [tokens, tiles of all pictures], True where a token sees a tile by cross-attention, later tokens what the
     last one sees; None where nothing is seen that way.
+    `placed_for`: most tokens, prompt and answer together, that these positions hold for; None is any number.
     """
 
     token_ids: list[int]
@@ -71,6 +72,7 @@ class Prompt:
     positions: torch.Tensor = field(default_factory=lambda: torch.zeros(1, 0, dtype=torch.int64))
     delta: int = 0
     seen: torch.Tensor | None = None
+    placed_for: int | None = None
 
     @property
     def image_tokens(self) -> int:

@@ -38,6 +38,11 @@ class Runner:
             if claim.tokens and claim.source != claim.slot:
                 self._cache.copy(claim.source, claim.slot, claim.tokens)
 
+    def place_again(self, sequence: Sequence) -> None:
+        """Let the family place an outgrown sequence, prompt and answer together; nothing of it is computed then."""
+        sequence.read_again()
+        self._family.place(sequence.prompt)
+
     def encode(self, chunks: Rows[Chunk]) -> None:
         """See to it that every picture that these chunks read has features; each is encoded once, all in one batch."""
         beside = self._pictures is not None

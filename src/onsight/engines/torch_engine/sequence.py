@@ -35,8 +35,10 @@ class Sequence:
     answer: list[int] = field(default_factory=list)
     counts: Counter[int] = field(default_factory=Counter)
     dice: random.Random = field(init=False)
+    prompt_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.prompt_tokens = len(self.prompt.token_ids)
         # Python's own generator, not torch's: the same seed draws the same numbers on every device.
         self.dice = random.Random(self.sampling.seed)
 
@@ -55,9 +57,18 @@ class Sequence:
         self.prompt.identity.append(token_id)
         self.counts[token_id] += 1
 
+    @property
+    def outgrown(self) -> bool:
+        """Whether its next token has no valid position: everything must be placed and read again."""
+        return self.prompt.placed_for is not None and self.computed >= self.prompt.placed_for
+
+    def read_again(self) -> None:
+        """Make prompt and answer one prompt, of which nothing is computed yet."""
+        self.prompt.token_ids += self.answer[len(self.prompt.token_ids) - self.prompt_tokens :]
+        self.computed = 0
+
     def usage(self) -> Usage:
-        prompt = self.prompt
-        return Usage(len(prompt.token_ids), len(self.answer), self.cached, prompt.image_tokens)
+        return Usage(self.prompt_tokens, len(self.answer), self.cached, self.prompt.image_tokens)
 
 
 @dataclass(frozen=True, slots=True)

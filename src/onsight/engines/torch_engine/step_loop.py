@@ -102,6 +102,7 @@ class StepLoop:
             self._outbox = []
 
     def _prefill(self, chunks: Rows[Chunk]) -> None:
+        said = [len(chunk.sequence.answer) for chunk in chunks]
         try:
             self._runner.encode(chunks)
             logits = self._runner.prefill(chunks)
@@ -115,11 +116,17 @@ class StepLoop:
                 return
             # One picture or prompt must not take its neighbours with it: find the culprit by reading each alone.
             log.warning("reading %d prompts together failed; reading each alone", len(chunks), exc_info=True)
-            for chunk in chunks:
-                if not chunk.sequence.answer:
+            for chunk, count in zip(chunks, said, strict=True):
+                if len(chunk.sequence.answer) == count:
                     self._prefill([chunk])
 
     def _decode(self, sequences: Rows[Sequence]) -> None:
+        for sequence in [one for one in sequences if one.outgrown]:
+            self._runner.place_again(sequence)
+            self._scheduler.computed(sequence, 0)
+        sequences = [one for one in sequences if one.prefilled]
+        if not sequences:
+            return
         try:
             logits = self._runner.decode(sequences)
             for sequence in sequences:
@@ -140,7 +147,7 @@ class StepLoop:
             return
         for sequence, choice in zip(sequences, self._sampler.choose(logits, sequences), strict=True):
             if not sequence.answer:
-                self._prompt_tokens += len(sequence.prompt.token_ids)
+                self._prompt_tokens += sequence.prompt_tokens
             text, reason = self._take(sequence, choice.token_id)
             logprobs = () if choice.logprob is None or choice.token_id in self._ends else (self._name(choice),)
             if text or logprobs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer
@@ -21,21 +21,29 @@ def _byte_of_character() -> dict[str, int]:
 
 
 BYTE_OF_CHARACTER = _byte_of_character()
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")
 
 
 class Vocabulary:
-    """Byte-level BPE as `tokenizer.json` describes it.
+    """BPE as `tokenizer.json` describes it: byte-level, or sentencepiece's (with `▁` for a blank, `<0x0A>` for a byte).
 
     Two tokenizers stand behind it: one knows the special tokens, the other has never heard of them, so that a user who
     types `<image>` has typed seven plain characters.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Read `tokenizer.json` in `folder`. Raises StartError when it is missing or not byte-level BPE."""
+        """Read `tokenizer.json` in `folder`. Raises StartError when it is missing or of another kind."""
         self.path = folder / "tokenizer.json"
         table = read_json(self.path)
-        if not _is_byte_level(table.get("decoder")):
-            raise StartError(f"{self.path} is not a byte-level tokenizer, the only kind that this engine reads")
+        kinds = _kinds(table.get("decoder"))
+        if not kinds & {"ByteLevel", "ByteFallback"} or _prepends_once(table.get("pre_tokenizer")):
+            raise StartError(
+                f"{self.path} is neither a byte-level tokenizer nor sentencepiece's with a blank before every piece of"
+                " text, the only kinds that this engine reads"
+            )
+        self._piece_bytes: Callable[[str], bytes] = _byte_level_bytes if "ByteLevel" in kinds else _sentencepiece_bytes
+        self.drops_first_blank = "ByteLevel" not in kinds and bool(kinds & {"Strip", "Metaspace"})
+        """Whether an answer's text begins without the blank that its first token carries."""
         self._full = Tokenizer.from_str(json.dumps(table))
         self._plain = Tokenizer.from_str(json.dumps(table | {"added_tokens": [], "post_processor": None}))
         self._added: dict[int, AddedToken] = dict(self._full.get_added_tokens_decoder())
@@ -66,17 +74,16 @@ class Vocabulary:
         """
         ids: list[int] = []
         plain = ""
+        swallow = False
         for text, trusted in runs:
-            if not trusted:
-                plain += text
-                continue
-            for place, piece in enumerate(self._specials.split(text)):
+            for place, piece in enumerate(self._specials.split(text) if trusted else [text]):
                 if place % 2 == 0:
-                    plain += piece
+                    # Blanks after a token that swallows them are nobody's, though they be the user's.
+                    plain += piece.lstrip() if swallow and not plain else piece
                     continue
                 ids += self._encode_plain(plain)
                 ids.append(self.require(piece.strip()))
-                plain = ""
+                plain, swallow = "", self._added[ids[-1]].rstrip
         return ids + self._encode_plain(plain)
 
     def _encode_plain(self, text: str) -> list[int]:
@@ -94,7 +101,7 @@ class Vocabulary:
         if added is not None:
             return b"" if added.special else added.content.encode()
         token = self._full.id_to_token(token_id) or ""
-        return bytes(BYTE_OF_CHARACTER[character] for character in token if character in BYTE_OF_CHARACTER)
+        return self._piece_bytes(token)
 
     def label(self, token_id: int) -> bytes:
         """A token's bytes for people who read log-probabilities: special tokens by their names."""
@@ -102,11 +109,28 @@ class Vocabulary:
         return self.data(token_id) if added is None else added.content.encode()
 
 
-def _is_byte_level(decoder: object) -> bool:
+def _byte_level_bytes(token: str) -> bytes:
+    return bytes(BYTE_OF_CHARACTER[character] for character in token if character in BYTE_OF_CHARACTER)
+
+
+def _sentencepiece_bytes(token: str) -> bytes:
+    byte = _BYTE_TOKEN.fullmatch(token)
+    return bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()
+
+
+def _kinds(decoder: object) -> set[str]:
+    """The types of a decoder and of all that it is made of."""
     if not isinstance(decoder, dict):
+        return set()
+    return {str(decoder.get("type"))}.union(*(_kinds(one) for one in decoder.get("decoders", [])))
+
+
+def _prepends_once(pre_tokenizer: object) -> bool:
+    """Whether sentencepiece's blank comes before the first piece only, which needs the whole prompt in one string."""
+    if not isinstance(pre_tokenizer, dict):
         return False
-    inner = decoder.get("decoders", [])
-    return decoder.get("type") == "ByteLevel" or any(_is_byte_level(one) for one in inner)
+    inner = pre_tokenizer.get("pretokenizers", [])
+    return pre_tokenizer.get("prepend_scheme") == "first" or any(_prepends_once(one) for one in inner)
 
 
 def _pattern(added: Iterable[AddedToken]) -> re.Pattern[str]:

@@ -30,5 +30,10 @@ def load_family(name: str, checkpoint: Checkpoint, vocabulary: Vocabulary) -> Fa
             from onsight.engines.torch_engine.families.mllama import Mllama
 
             return Mllama(checkpoint, vocabulary)
+        case "phi3_vision":
+            from onsight.engines.torch_engine.families.phi3_vision import Phi3Vision
+
+            return Phi3Vision(checkpoint, vocabulary)
         case _:
-            raise StartError(f"the torch engine has no family {name!r}; it has smolvlm, qwen_vl and mllama")
+            known = "smolvlm, qwen_vl, mllama and phi3_vision"
+            raise StartError(f"the torch engine has no family {name!r}; it has {known}")

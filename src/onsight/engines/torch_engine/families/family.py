@@ -25,7 +25,10 @@ class Family(Protocol):
 
     @property
     def image_text(self) -> str:
-        """What the chat template writes where a picture goes."""
+        """What the chat template writes where a picture goes.
+
+        With `{number}` in it, pictures are numbered from 1 and turns are given to the template as plain strings.
+        """
         ...
 
     @property
@@ -53,8 +56,11 @@ class Family(Protocol):
         """Most positions that the checkpoint was made for."""
         ...
 
-    def plan(self, image: Image) -> ImagePlan:
-        """How `image` will be seen under its options. Raises InvalidRequest for an option that cannot be honoured."""
+    def plan(self, image: Image, among: int = 1) -> ImagePlan:
+        """How `image`, one of `among` in its request, will be seen under its options.
+
+        Raises InvalidRequest for an option that cannot be honoured.
+        """
         ...
 
     def prepare(self, plan: ImagePlan) -> Pixels:
@@ -64,7 +70,8 @@ class Family(Protocol):
     def place(self, prompt: Prompt) -> None:
         """Fill in the prompt's `positions` and `delta`; with cross-attention also `seen` and what `identity` lacks.
 
-        Raises InvalidRequest for more pictures than the model can see.
+        Where positions hold for a while only, fill in `placed_for` too: once the answer has come so far, `place` is
+        called again, on the model's thread. Raises InvalidRequest for more pictures than the model can see.
         """
         ...
 

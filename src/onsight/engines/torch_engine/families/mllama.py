@@ -139,7 +139,7 @@ class Mllama:
         ends = (vocabulary.find(token) for token in _ENDS)
         self.end_token_ids = frozenset(token for token in ends if token is not None)
 
-    def plan(self, image: Image) -> ImagePlan:
+    def plan(self, image: Image, among: int = 1) -> ImagePlan:
         """See `Family.plan`."""
         options = image.options
         for name, value in (("min_pixels", options.min_pixels), ("max_pixels", options.max_pixels)):

@@ -66,7 +66,7 @@ class QwenVL:
         ends = (vocabulary.find(token) for token in ("<|im_end|>", "<|endoftext|>"))
         self.end_token_ids = frozenset(token for token in ends if token is not None)
 
-    def plan(self, image: Image) -> ImagePlan:
+    def plan(self, image: Image, among: int = 1) -> ImagePlan:
         """See `Family.plan`."""
         least, most = self._bounds(image)
         if max(image.width, image.height) > _MOST_STRETCHED * min(image.width, image.height):

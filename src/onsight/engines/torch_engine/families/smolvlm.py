@@ -67,7 +67,7 @@ class SmolVLM:
         self.end_token_ids = frozenset() if end is None else frozenset({end})
         self._blocks: dict[tuple[int, int], tuple[int, ...]] = {}
 
-    def plan(self, image: Image) -> ImagePlan:
+    def plan(self, image: Image, among: int = 1) -> ImagePlan:
         """See `Family.plan`."""
         options = image.options
         for name, value in (("min_pixels", options.min_pixels), ("max_pixels", options.max_pixels)):
