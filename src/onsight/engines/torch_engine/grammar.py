@@ -10,10 +10,11 @@ import numpy
 import torch
 from llguidance import LLMatcher, LLTokenizer
 
-from onsight.core.errors import InvalidRequest
+from onsight.core.errors import InvalidRequest, Unsupported
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
 _KEPT_SCHEMAS = 64
+_PARAM = "response_format"
 
 
 class Grammar:
@@ -47,7 +48,8 @@ class GrammarCompiler:
 
     def __init__(self, vocabulary: Vocabulary, vocab_rows: int, end_token_ids: Sequence[int]) -> None:
         rows = max(vocab_rows, vocabulary.size)
-        self._tokenizer = LLTokenizer(str(vocabulary.path), n_vocab=rows, eos_token=list(end_token_ids))
+        ends = list(end_token_ids)
+        self._tokenizer = LLTokenizer(str(vocabulary.path), n_vocab=rows, eos_token=ends) if ends else None
         self._lock = threading.Lock()
         self._compiled: OrderedDict[str, Grammar] = OrderedDict()
 
@@ -66,15 +68,17 @@ class GrammarCompiler:
         return made.copy()
 
     def _build(self, schema: str) -> LLMatcher:
+        if self._tokenizer is None:
+            raise Unsupported("this model has no token that ends an answer, so no schema can be kept", param=_PARAM)
         try:
             # One way to write blanks, json.dumps's: free blanks let a model fill its whole answer with them.
             grammar = LLMatcher.grammar_from_json_schema(
                 schema, overrides={"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
             )
         except ValueError as error:
-            raise InvalidRequest(f"the JSON schema cannot be read: {error}", param="response_format") from None
+            raise InvalidRequest(f"the JSON schema cannot be read: {error}", param=_PARAM) from None
         matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
         if matcher.is_error():
             why = " ".join(matcher.get_error().split())
-            raise InvalidRequest(f"the JSON schema cannot be used: {why}", param="response_format")
+            raise InvalidRequest(f"the JSON schema cannot be used: {why}", param=_PARAM)
         return matcher
