@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from training.dense import CHARACTERS, Namer, dense_labels
 from training.draw import KINDS, draw_screen, to_square
 from training.model import BUNDLED, IMAGE_TOKENS, load_model, load_tokenizer
-from training.sequences import PICTURE, turn
+from training.questions import ask_questions
+from training.sequences import PICTURE, Writer, text_tokens, turn
 from training.words import KNOWN_WORDS
 
 LIMIT = 16_000_000
@@ -86,3 +88,22 @@ def test_dense_labels_agree_with_the_screen() -> None:
         # Narrow neighbours may share a slot, so a few characters may be missing; none may be made up.
         assert len(found) >= 0.85 * len(drawn)
         assert set(found) <= set(drawn)
+
+
+def test_looks_point_at_the_word_and_its_picture() -> None:
+    tokenizer = load_tokenizer()
+    writer, found = Writer(tokenizer), 0
+    for seed in range(12):
+        screen, rng = draw_screen(seed), random.Random(seed)
+        ids, weights, looks = writer.conversation(screen, ask_questions(screen, rng, 8), rng)
+        assert len(ids) == len(weights)
+        texts = {widget.text.lower(): index for index, widget in enumerate(screen.widgets)}
+        for word, first, last, *flags in looks:
+            index = texts[tokenizer.decode([ids[word]]).strip().lower()]
+            assert flags == text_tokens(screen, index)
+            assert 1 <= sum(flags) <= IMAGE_TOKENS // 8
+            assert word < first <= last
+            assert weights[first] == 0
+            assert all(weights[place] > 0 for place in range(first + 1, last + 2))
+            found += 1
+    assert found > 30
