@@ -21,8 +21,8 @@ from training.questions import Question, ask_box, ask_colour, ask_where
 FIRST_SEED = 7_100_000
 ASKED = 20
 
-# What the bundled weights must do. They describe what is in a box; looking a word up ("what colour is Save?") is still
-# being learned (docs/results/peek.md), so the mixed quiz, whose aim is RIGHT, is not in the default suite yet.
+# What the bundled weights must do. They describe what is in a box; pointing ("where is Save?") is still being learned
+# (docs/results/peek.md), so the mixed quiz, whose aim is RIGHT, is not in the default suite yet.
 RIGHT = 17
 BOXES_RIGHT = 13
 
