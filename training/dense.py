@@ -2,7 +2,8 @@
 
 Every patch of 16x16 pixels has to say which widget it lies in (kind, colour, distances to its edges, the digits of
 its middle) and which characters stand there; every image token (2x2 patches, after the connector) has to name the
-words, colours and kinds it covers in the text model's own token embeddings, so that stage 2 finds them there.
+words, colours and kinds it covers in the text model's own token embeddings, so that stage 2 finds them there, and to
+tell the digits of their widgets' middles.
 
     python -m training.dense --out RUN --minutes 30
 """
@@ -41,7 +42,8 @@ class DenseLabels:
 
     ``kind``, ``colour`` (P,); ``edges`` (P, 8) fractions of the square: distances from the patch's middle to the left,
     top, right and bottom edge, then those edges' places; ``digits`` (P, 4): hundreds and tens of the middle's x, of
-    its y, IGNORED outside widgets; ``characters`` (P, SLOTS); ``names`` (P, 3): token ids of word, colour and kind.
+    its y, IGNORED outside widgets; ``characters`` (P, SLOTS); ``names`` (P, 3): token ids of word (where
+    it has several, of the one that writes what stands there), colour and kind.
     """
 
     kind: np.ndarray
@@ -53,18 +55,23 @@ class DenseLabels:
 
 
 class Namer:
-    """Token ids (with the space before them) of words that are one token, of colours and of kinds."""
+    """Token ids of words, colours and kinds, as they are written after a space."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self._tokenizer = tokenizer
         self._known: dict[str, int] = {}
 
     def __call__(self, text: str) -> int:
-        """The first token's id of " text" where it is the only one, else IGNORED."""
+        """The first token's id of " text"."""
         if text not in self._known:
-            ids = self._tokenizer.encode(f" {text}", add_special_tokens=False)
-            self._known[text] = ids[0] if len(ids) == 1 or text in KIND_NAMES.values() else IGNORED
+            self._known[text] = self._tokenizer.encode(f" {text}", add_special_tokens=False)[0]
         return self._known[text]
+
+    def pieces(self, word: str) -> list[int]:
+        """For each character of ``word``, the id of the token that writes it. Words are ASCII."""
+        ids = self._tokenizer.encode(f" {word}", add_special_tokens=False)
+        lengths = [len(token) for token in self._tokenizer.convert_ids_to_tokens(ids)]
+        return [piece for piece, length in zip(ids, lengths, strict=True) for _ in range(length)][1:]
 
 
 def dense_labels(screen: Screen, name: Namer) -> DenseLabels:
@@ -101,8 +108,9 @@ def dense_labels(screen: Screen, name: Namer) -> DenseLabels:
         for character, left, right in zip(run.text, run.edges, run.edges[1:], strict=False):
             slot = min(int((left + right) / 2 * across) * SLOTS // PATCH, GRID * SLOTS - 1)
             characters[row, slot // SLOTS, slot % SLOTS] = 1 + CHARACTERS.index(character)
-        first, last = int(run.edges[0] * across) // PATCH, int(run.edges[-1] * across - 1) // PATCH
-        names[row, first : last + 1, 0] = name(widget.text)
+        for piece, left, right in zip(name.pieces(run.text), run.edges, run.edges[1:], strict=False):
+            first, last = int(left * across) // PATCH, int(right * across - 1) // PATCH
+            names[row, first : last + 1, 0] = piece
     shape = GRID * GRID
     return DenseLabels(
         kind.reshape(shape),
@@ -143,6 +151,7 @@ class DenseHeads(nn.Module):
         super().__init__()
         self.sizes = (1 + len(KINDS), 1 + len(COLOURS), 8, 4 * 10, SLOTS * (1 + len(CHARACTERS)))
         self.patch = nn.Linear(width, sum(self.sizes))
+        self.token = nn.Linear(width, 4 * 10)
 
     def losses(self, patches: Tensor, labels: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(losses, shares right) of ``patches`` (B, P, width), each a scalar by name."""
@@ -171,6 +180,34 @@ class DenseHeads(nn.Module):
         }
         return losses, shares
 
+    def token_loss(self, tokens: Tensor, labels: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(loss, share right) of the digits of middles that image ``tokens`` (B, T, width) tell."""
+        wanted = of_tokens(labels["digits"])
+        logits = functional.log_softmax(self.token(tokens).float().unflatten(-1, (4, 10)).flatten(0, 1), -1)
+        loss, present = several(logits, wanted.transpose(1, 2))
+        best = logits.argmax(-1, keepdim=True)
+        return loss, (best == wanted.transpose(1, 2)).any(-1)[present].float().mean()
+
+
+def of_tokens(labels: Tensor) -> Tensor:
+    """(B, P, n) labels of patches -> (B * T, 4, n): those of the four patches of every image token."""
+    side = GRID // 2
+    return (
+        labels.view(-1, side, 2, side, 2, labels.shape[-1]).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, labels.shape[-1])
+    )
+
+
+def several(logits: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """(loss, where there is one) for places that may have several right classes, each counting the same.
+
+    ``logits`` (..., classes) are log probabilities, ``wanted`` (..., n) classes or IGNORED.
+    """
+    present = wanted != IGNORED
+    weight = present.float()
+    chosen = logits.gather(-1, wanted.clamp(min=0))
+    some = present.any(-1)
+    return -((chosen * weight).sum(-1)[some] / weight.sum(-1)[some]).mean(), some
+
 
 def naming_loss(tokens: Tensor, labels: dict[str, Tensor], embedding: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """Losses of naming what each image token covers, and the share of words named right.
@@ -178,26 +215,21 @@ def naming_loss(tokens: Tensor, labels: dict[str, Tensor], embedding: Tensor) ->
     ``tokens`` (B, T, width) leave the connector; ``embedding`` (vocabulary, width). Where a token covers several
     words (or colours, or kinds), each counts the same.
     """
-    batch, side = tokens.shape[0], GRID // 2
-    names = labels["names"].view(batch, side, 2, side, 2, 3).permute(0, 1, 3, 2, 4, 5).reshape(-1, 4, 3)
+    names = of_tokens(labels["names"])
     flat = tokens.float().flatten(0, 1)
     flat = flat * torch.rsqrt(flat.pow(2).mean(-1, keepdim=True) + 1e-5)
     losses, right = {}, flat.new_zeros(())
     for index, group in enumerate(("word", "name_colour", "name_kind")):
         wanted = names[:, :, index]
-        present = wanted != IGNORED
-        some = present.any(1)
-        logits = functional.log_softmax(flat[some] @ embedding.float().T, -1)
-        chosen = logits.gather(1, wanted[some].clamp(min=0))
-        weight = present[some].float()
-        losses[group] = -((chosen * weight).sum(1) / weight.sum(1)).mean()
+        wanted, covered = wanted[(wanted != IGNORED).any(1)], flat[(wanted != IGNORED).any(1)]
+        logits = functional.log_softmax(covered @ embedding.float().T, -1)
+        losses[group], _ = several(logits, wanted)
         if group == "word":
-            best = logits.argmax(-1, keepdim=True)
-            right = ((best == wanted[some]) & present[some]).any(1).float().mean()
+            right = (logits.argmax(-1, keepdim=True) == wanted).any(1).float().mean()
     return losses, right
 
 
-WEIGHTS = {"kind": 0.5, "colour": 0.5, "edges": 1.0, "digits": 0.4, "characters": 1.0, "word": 0.7}
+WEIGHTS = {"kind": 0.5, "colour": 0.5, "edges": 1.0, "digits": 0.4, "characters": 1.0, "word": 0.7, "token_digits": 0.7}
 
 
 def dense_loss(
@@ -208,6 +240,7 @@ def dense_loss(
     tokens = model.model.connector(patches)
     named, shares["word"] = naming_loss(tokens, batch, model.get_input_embeddings().weight)
     losses |= named
+    losses["token_digits"], shares["token_digits"] = heads.token_loss(tokens, batch)
     return sum(WEIGHTS.get(key, 0.2) * loss for key, loss in losses.items()), shares
 
 
