@@ -16,8 +16,8 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from training.dense import CHARACTERS, Namer, dense_labels
 from training.draw import KINDS, draw_screen, to_square
 from training.model import BUNDLED, IMAGE_TOKENS, load_model, load_tokenizer
-from training.questions import ask_questions
-from training.sequences import PICTURE, Writer, text_tokens, turn
+from training.questions import KIND_NAMES, ask_questions, per_mille
+from training.sequences import BY_PLACE, LOOK_FACTS, PICTURE, Writer, facts_of, text_tokens, turn
 from training.words import KNOWN_WORDS
 
 LIMIT = 16_000_000
@@ -97,13 +97,19 @@ def test_looks_point_at_the_word_and_its_picture() -> None:
         screen, rng = draw_screen(seed), random.Random(seed)
         ids, weights, looks = writer.conversation(screen, ask_questions(screen, rng, 8), rng)
         assert len(ids) == len(weights)
-        texts = {widget.text.lower(): index for index, widget in enumerate(screen.widgets)}
-        for word, first, last, *flags in looks:
-            index = texts[tokenizer.decode([ids[word]]).strip().lower()]
+        for place, first, last, heads, *told in looks:
+            facts, flags = told[:LOOK_FACTS], told[LOOK_FACTS:]
+            index = next(n for n, widget in enumerate(screen.widgets) if facts_of(screen, n) == facts)
             assert flags == text_tokens(screen, index)
             assert 1 <= sum(flags) <= IMAGE_TOKENS // 8
-            assert word < first <= last
+            said = tokenizer.decode([ids[place]]).strip().lower()
+            if heads == BY_PLACE:
+                assert said == str(per_mille(screen, *screen.widgets[index].box[2:])[1])[-1]
+            else:
+                widget = screen.widgets[index]
+                assert widget.text.lower().startswith(said) or KIND_NAMES[widget.kind].endswith(said)
+            assert place < first <= last
             assert weights[first] == 0
             assert all(weights[place] > 0 for place in range(first + 1, last + 2))
             found += 1
-    assert found > 30
+    assert found > 60
