@@ -17,7 +17,7 @@ from onsight.core.generation import GenerateRequest
 from onsight.core.messages import Image, ImageOptions
 from onsight.engines.torch_engine import kv_cache
 from onsight.engines.torch_engine.chat_template import ChatTemplate
-from onsight.engines.torch_engine.families.decoder import CrossShape, KeyValueShape
+from onsight.engines.torch_engine.families.key_values import CrossShape, KeyValueShape
 from onsight.engines.torch_engine.families.mllama import Mllama
 from onsight.engines.torch_engine.loading import Checkpoint
 from onsight.engines.torch_engine.prompt import lay_out

@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from onsight.core.errors import StartError
-from onsight.engines.torch_engine.families.decoder import KeyValueShape, Sight
+from onsight.engines.torch_engine.families.key_values import KeyValueShape, Sight
 from onsight.engines.torch_engine.picture_cache import PictureCache
 from onsight.engines.torch_engine.settings import TorchSettings
 

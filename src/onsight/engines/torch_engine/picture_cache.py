@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from onsight.engines.torch_engine.families.decoder import CrossShape, PictureLayer, Sight
+from onsight.engines.torch_engine.families.key_values import CrossShape, PictureLayer, Sight
 
 
 class PictureCache:

@@ -68,9 +68,10 @@ class Runner:
         if chunk.start > 0:
             return
         pictures.clear(chunk.sequence.slot)
+        project = self._decoder.project
         for place, span in enumerate(chunk.sequence.prompt.spans):
-            if span.features is not None:
-                pictures.write(chunk.sequence.slot, place, self._decoder.project(span.features))
+            if span.features is not None and project is not None:
+                pictures.write(chunk.sequence.slot, place, project(span.features))
 
     def prefill(self, chunks: Rows[Chunk]) -> torch.Tensor:
         """Read the chunks; the logits after each one's last token, [chunks, vocab_rows]."""

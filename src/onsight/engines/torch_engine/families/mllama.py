@@ -18,7 +18,6 @@ from transformers.models.mllama.image_processing_pil_mllama import (
 from transformers.models.mllama.modeling_mllama import (
     MllamaCrossAttentionDecoderLayer,
     MllamaForConditionalGeneration,
-    MllamaSelfAttentionDecoderLayer,
 )
 from transformers.models.mllama.processing_mllama import (
     convert_sparse_cross_attention_mask_to_dense,
@@ -27,7 +26,10 @@ from transformers.models.mllama.processing_mllama import (
 
 from onsight.core.errors import InvalidRequest, Unsupported
 from onsight.core.messages import Image
-from onsight.engines.torch_engine.families.decoder import CrossShape, Decoder, KeyValues, KeyValueShape, Sight
+from onsight.engines.torch_engine.families.decoder import Decoder
+from onsight.engines.torch_engine.families.fused import FusedLayer, signed
+from onsight.engines.torch_engine.families.key_values import CrossShape, KeyValues, KeyValueShape, Sight
+from onsight.engines.torch_engine.families.product import product, store_in_blocks
 from onsight.engines.torch_engine.loading import Checkpoint, image_settings, load_weights, read_json
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
 from onsight.engines.torch_engine.vocabulary import Vocabulary
@@ -52,31 +54,35 @@ class MllamaDecoder(Decoder):
     """See `Decoder`. The key-value cache holds the layers that see text; the others see `KeyValues.sight`."""
 
     def __init__(self, text_model: nn.Module, head: nn.Linear, shape: KeyValueShape) -> None:
+        self._crossing: list[MllamaCrossAttentionDecoderLayer] = []
         super().__init__(text_model, head, shape, axes=1)
-        self._crossing = [layer for layer in self._layers if isinstance(layer, MllamaCrossAttentionDecoderLayer)]
-        # Each kind of layer counts for itself: that is how the two caches number them.
-        for place, layer in enumerate(self._crossing):
-            layer.cross_attn.layer_idx = place
-        plain = [layer for layer in self._layers if isinstance(layer, MllamaSelfAttentionDecoderLayer)]
-        for place, layer in enumerate(plain):
-            layer.self_attn.layer_idx = place
+        self.project = self._project
+
+    def _fuse(self, layer: nn.Module, place: int) -> nn.Module:
+        """See `Decoder._fuse`. Each kind of layer counts for itself: that is how the two caches number them."""
+        if not isinstance(layer, MllamaCrossAttentionDecoderLayer):
+            return super()._fuse(layer, place - len(self._crossing))
+        layer.cross_attn.layer_idx = len(self._crossing)
+        self._crossing.append(layer)
+        crossing: nn.Module = layer
+        return crossing
 
     def forward(
         self, embeds: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor | None, key_values: KeyValues
     ) -> torch.Tensor:
         """See `Decoder.forward`; text without pictures passes the cross-attention layers by."""
-        rotary = self._rotary(embeds, positions[0])
+        rotary = signed(*self._rotary(embeds, positions[0]))
         sight = key_values.sight
         hidden = embeds
         for layer in self._layers:
-            if not isinstance(layer, MllamaCrossAttentionDecoderLayer):
-                hidden = layer(hidden, attention_mask=mask, past_key_values=key_values, position_embeddings=rotary)
+            if isinstance(layer, FusedLayer):
+                hidden = layer(hidden, mask, rotary, key_values)
             elif sight is not None:
                 hidden = _look(layer, hidden, sight)
         normed: torch.Tensor = self._norm(hidden)
         return normed
 
-    def project(self, features: torch.Tensor) -> torch.Tensor:
+    def _project(self, features: torch.Tensor) -> torch.Tensor:
         """See `Decoder.project`."""
         made = []
         for layer in self._crossing:
@@ -121,7 +127,9 @@ class Mllama:
             ).eval()
         load_weights(model, checkpoint, _rename)
         self._vision = model.model.vision_model
-        self._projector = model.model.multi_modal_projector
+        store_in_blocks(self._vision)
+        projector = model.model.multi_modal_projector
+        self._projector = product(projector.weight, projector.bias)
         self._processor = MllamaImageProcessorPil(**image_settings(folder))
         self._tiles = int(self._processor.max_image_tiles)
         text = config.text_config

@@ -15,9 +15,11 @@ from transformers.models.phi3.modeling_phi3 import Phi3ForCausalLM
 
 from onsight.core.errors import InvalidMedia, StartError, Unsupported
 from onsight.core.messages import Image
-from onsight.engines.torch_engine.families.decoder import Decoder, KeyValueShape
+from onsight.engines.torch_engine.families.decoder import Decoder
+from onsight.engines.torch_engine.families.key_values import KeyValueShape
 from onsight.engines.torch_engine.families.long_rope import LONG, LongRope
 from onsight.engines.torch_engine.families.phi3_images import Fit, ImageEmbedding, cut, fit
+from onsight.engines.torch_engine.families.product import store_in_blocks
 from onsight.engines.torch_engine.loading import Checkpoint, JsonObject, image_settings, load_weights, read_json
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
 from onsight.engines.torch_engine.vocabulary import Vocabulary
@@ -73,6 +75,7 @@ class Phi3Vision:
                 self._short_tokens = int(model.model.rotary_emb.short_tokens)
         load_weights(model, checkpoint, lambda name: name)
         images.keep_layers(layers_used)
+        store_in_blocks(images)
         self._images = images
         shape = KeyValueShape(
             config.num_hidden_layers, config.num_key_value_heads, config.hidden_size // config.num_attention_heads

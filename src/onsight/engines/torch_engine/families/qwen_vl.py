@@ -15,7 +15,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from onsight.core.errors import InvalidMedia, InvalidRequest, StartError
 from onsight.core.messages import Image
-from onsight.engines.torch_engine.families.decoder import Decoder, KeyValueShape
+from onsight.engines.torch_engine.families.decoder import Decoder
+from onsight.engines.torch_engine.families.key_values import KeyValueShape
+from onsight.engines.torch_engine.families.product import store_in_blocks
 from onsight.engines.torch_engine.loading import Checkpoint, image_settings, load_weights, read_json
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
 from onsight.engines.torch_engine.vocabulary import Vocabulary
@@ -57,6 +59,7 @@ class QwenVL:
         self.decoder = Decoder(model.model.language_model, model.lm_head, shape, axes=3)
         self.context_tokens = int(text.max_position_embeddings)
         self._vision = model.model.visual
+        store_in_blocks(self._vision)
         self._processor = Qwen2VLImageProcessorPil(**image_settings(folder))
         self._patch = int(self._processor.patch_size)
         self._merge = int(self._processor.merge_size)

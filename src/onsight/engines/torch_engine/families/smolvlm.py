@@ -15,7 +15,9 @@ from transformers.models.smolvlm.modeling_smolvlm import SmolVLMForConditionalGe
 
 from onsight.core.errors import Unsupported
 from onsight.core.messages import Image
-from onsight.engines.torch_engine.families.decoder import Decoder, KeyValueShape
+from onsight.engines.torch_engine.families.decoder import Decoder
+from onsight.engines.torch_engine.families.key_values import KeyValueShape
+from onsight.engines.torch_engine.families.product import store_in_blocks
 from onsight.engines.torch_engine.loading import Checkpoint, image_settings, load_weights, read_json
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
 from onsight.engines.torch_engine.vocabulary import Vocabulary
@@ -57,6 +59,8 @@ class SmolVLM:
         self.context_tokens = int(text.max_position_embeddings)
         self._vision = model.model.vision_model
         self._connector = model.model.connector
+        store_in_blocks(self._vision)
+        store_in_blocks(self._connector)
         self._features_per_tile = int((vision.image_size // vision.patch_size) ** 2 / config.scale_factor**2)
         self._processor = SmolVLMImageProcessorPil(**image_settings(folder), return_row_col_info=True)
         self._vocabulary = vocabulary
