@@ -38,6 +38,7 @@ BY_NAME, BY_PLACE = 0, 2
 LOOK_FACTS = 6
 """Whole numbers that a look tells of its widget: kind, colour, the four digits of its middle (as dense labels do)."""
 LOOK_SIZE = 4 + LOOK_FACTS + IMAGE_TOKENS
+LENGTH_STEP = 32
 LOOK_PLACES = 5
 """Places of an answer that are shown where to look back to."""
 
@@ -184,8 +185,10 @@ def collate(examples: list[dict[str, Tensor]], pad: int, conversations: int) -> 
         key: torch.stack([e[key] for e in examples]) for key in examples[0] if key not in ("ids", "weights", "looks")
     }
     chosen = examples[:conversations]
-    batch["ids"] = torch.nn.utils.rnn.pad_sequence([e["ids"] for e in chosen], True, pad)
-    batch["weights"] = torch.nn.utils.rnn.pad_sequence([e["weights"] for e in chosen], True, 0.0)
+    # Lengths in steps: a heap that meets every length there is, breaks into pieces and grows without end.
+    length = -(-max(len(e["ids"]) for e in chosen) // LENGTH_STEP) * LENGTH_STEP
+    batch["ids"] = torch.stack([functional.pad(e["ids"], (0, length - len(e["ids"])), value=pad) for e in chosen])
+    batch["weights"] = torch.stack([functional.pad(e["weights"], (0, length - len(e["weights"]))) for e in chosen])
     batch["looks"] = torch.cat([functional.pad(e["looks"], (1, 0), value=n) for n, e in enumerate(chosen)])
     return batch
 

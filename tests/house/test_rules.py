@@ -18,6 +18,7 @@ SOURCE = ROOT / "src" / "onsight"
 # picture decoder, meets bytes that strangers made.
 BROAD_EXCEPTS = {
     "engines/torch_engine/engine.py",
+    "engines/torch_engine/eye.py",
     "engines/torch_engine/step_loop.py",
     "api/boundary.py",
     "media/image.py",

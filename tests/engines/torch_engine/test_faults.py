@@ -79,9 +79,9 @@ def load_breaking(name: str, checkpoint: Checkpoint, vocabulary: Vocabulary) -> 
     return Breaking(checkpoint, vocabulary)
 
 
-@pytest.fixture
-async def breaking(smolvlm: Path) -> AsyncIterator[TorchEngine]:
-    settings = TorchSettings(device="cpu", max_num_seqs=4, threads=1)
+@pytest.fixture(params=[1, 2], ids=["pictures in turn", "pictures apart"])
+async def breaking(smolvlm: Path, request: pytest.FixtureRequest) -> AsyncIterator[TorchEngine]:
+    settings = TorchSettings(device="cpu", max_num_seqs=4, threads=request.param)
     engine = TorchEngine(smolvlm, find_card("x", smolvlm), settings, load_family=load_breaking)
     await engine.start()
     yield engine

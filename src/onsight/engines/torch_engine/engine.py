@@ -20,6 +20,8 @@ from onsight.core.errors import EngineFailed, RequestError, StartError, Unavaila
 from onsight.core.generation import Event, Finished, GenerateRequest
 from onsight.engines.torch_engine import kv_cache, loading
 from onsight.engines.torch_engine.chat_template import ChatTemplate
+from onsight.engines.torch_engine.cores import Cores
+from onsight.engines.torch_engine.eye import Eye
 from onsight.engines.torch_engine.families import LoadFamily, load_family
 from onsight.engines.torch_engine.feature_cache import FeatureCache
 from onsight.engines.torch_engine.grammar import GrammarCompiler
@@ -225,16 +227,17 @@ class TorchEngine:
         ends = end_token_ids(folder, vocabulary) | family.end_token_ids
         grammars = GrammarCompiler(vocabulary, decoder.vocab_rows, sorted(ends))
         template = ChatTemplate(folder, family.image_text, family.chat_template)
-        runner = Runner(family, cache, features)
+        cores = Cores(device, decoder.layer_weights)
+        runner = Runner(family, cache, cores)
         with torch.inference_mode():
             runner.warm_up()
         loop = StepLoop(
+            Eye(family, features, cores),
             runner,
             Sampler(decoder.vocab_rows, family.media_token_ids, vocabulary.size, device),
             Scheduler(SlotBook(size.slots)),
             vocabulary,
             ends,
-            features,
         )
         intake = Intake(family, vocabulary, template, grammars, features, size.tokens)
         return _Loaded(intake, loop, device, size)

@@ -7,30 +7,23 @@ from collections.abc import Sequence as Rows
 import torch
 
 from onsight.core.messages import Image, ImageOptions
+from onsight.engines.torch_engine.cores import Cores
 from onsight.engines.torch_engine.families.family import Family
-from onsight.engines.torch_engine.feature_cache import FeatureCache
 from onsight.engines.torch_engine.kv_cache import DecodeWindow, KeyValueCache, PrefillWindow
 from onsight.engines.torch_engine.picture_cache import PictureCache
 from onsight.engines.torch_engine.prefix import Claim
-from onsight.engines.torch_engine.prompt import Pixels, Span
 from onsight.engines.torch_engine.sequence import Chunk, Sequence
-
-_SMALL_LAYER = 2_000_000
-"""A layer with no more weights than this decodes faster on one CPU thread than on several."""
 
 
 class Runner:
     """Runs on the model's thread, under `torch.inference_mode`."""
 
-    def __init__(self, family: Family, cache: KeyValueCache, features: FeatureCache) -> None:
+    def __init__(self, family: Family, cache: KeyValueCache, cores: Cores) -> None:
         self._family = family
         self._decoder = family.decoder
         self._cache = cache
         self._pictures = cache.pictures
-        self._features = features
-        self._threads = torch.get_num_threads()
-        # Waking a second thread takes longer than such a model's small products do.
-        self._decode_threads = 1 if self._decoder.layer_weights <= _SMALL_LAYER else self._threads
+        self._cores = cores
 
     def copy_prefixes(self, claims: Rows[Claim]) -> None:
         """Bring what is reused into the slots that reuse it, before anything overwrites it."""
@@ -42,26 +35,6 @@ class Runner:
         """Let the family place an outgrown sequence, prompt and answer together; nothing of it is computed then."""
         sequence.read_again()
         self._family.place(sequence.prompt)
-
-    def encode(self, chunks: Rows[Chunk]) -> None:
-        """See to it that every picture that these chunks read has features; each is encoded once, all in one batch."""
-        beside = self._pictures is not None
-        spans = [span for chunk in chunks for span in _spans_to_encode(chunk, beside)]
-        wanted: dict[str, Pixels] = {}
-        for span in spans:
-            # Another request may have had the same picture encoded while this one was in line.
-            span.features = self._features.find(span.plan.key)
-            if span.features is None and span.pixels is not None:
-                wanted[span.plan.key] = span.pixels
-        made: dict[str, torch.Tensor] = {}
-        if wanted:
-            torch.set_num_threads(self._threads)
-            for key, features in zip(wanted, self._family.encode(list(wanted.values())), strict=True):
-                made[key] = self._features.store(key, features)
-        for span in spans:
-            if span.features is None:
-                span.features = made[span.plan.key]
-            span.pixels = None
 
     def _show(self, pictures: PictureCache, chunk: Chunk) -> None:
         """Bring its pictures to the slot of a prompt that begins here; one that goes on, or reuses, has them there."""
@@ -75,7 +48,7 @@ class Runner:
 
     def prefill(self, chunks: Rows[Chunk]) -> torch.Tensor:
         """Read the chunks; the logits after each one's last token, [chunks, vocab_rows]."""
-        torch.set_num_threads(self._threads)
+        self._cores.to_read()
         device = self._decoder.device
         counts = [chunk.stop - chunk.start for chunk in chunks]
         longest = max(counts)
@@ -100,7 +73,7 @@ class Runner:
 
     def decode(self, sequences: Rows[Sequence]) -> torch.Tensor:
         """Read each sequence's last token (ascending slots); the logits after it, [sequences, vocab_rows]."""
-        torch.set_num_threads(self._decode_threads)
+        self._cores.to_write()
         device = self._decoder.device
         lengths = [sequence.computed for sequence in sequences]
         window = DecodeWindow(self._cache, [sequence.slot for sequence in sequences], lengths, device)
@@ -121,6 +94,10 @@ class Runner:
         hidden = self._decoder.forward(self._decoder.embed(ids[:, None]), axes, window.mask(), window)
         return self._decoder.logits(hidden[window.rows, 0])
 
+    def rest(self) -> None:
+        """There is nothing to run for now."""
+        self._cores.rest()
+
     def warm_up(self) -> None:
         """One small picture, one prefill and one decode step in slot 0: the first request pays for no lazy set-up."""
         picture = Image.of(bytes(3 * 56 * 56), 56, 56, ImageOptions(detail="low"))
@@ -132,21 +109,6 @@ class Runner:
             window = PrefillWindow(self._cache, [0], [start], [count])
             hidden = self._decoder.forward(self._decoder.embed(ids), positions, window.mask(device), window)
             self._decoder.logits(hidden[:, -1])
-
-
-def _spans_to_encode(chunk: Chunk, beside: bool) -> list[Span]:
-    """Pictures with features inside the chunk that have none yet.
-
-    `beside`: they are seen by cross-attention, and all at once: words before a picture depend on it too.
-    """
-    if beside:
-        return [span for span in chunk.sequence.prompt.spans if chunk.start == 0 and span.features is None]
-    spans = []
-    for span in chunk.sequence.prompt.spans:
-        first, stop = span.places_in(chunk.start, chunk.stop)
-        if first < stop and span.features is None:
-            spans.append(span)
-    return spans
 
 
 def _seen_in(chunk: Chunk) -> torch.Tensor | None:

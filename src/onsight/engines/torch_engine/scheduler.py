@@ -14,9 +14,10 @@ PREFILL_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step: prompts to read, slots to copy before, and answers to go on with (ascending slots)."""
+    """One step: slots to copy, pictures to look at, prompts to read, and answers to go on with (ascending slots)."""
 
     claims: tuple[Claim, ...]
+    look: tuple[Sequence, ...]
     prefill: tuple[Chunk, ...]
     decode: tuple[Sequence, ...]
 
@@ -41,16 +42,25 @@ class Scheduler:
     def schedule(self) -> Batch:
         """The next step; empty when nothing runs or waits. Who finds no slot or no budget stays in line."""
         decode = tuple(sorted((one for one in self.running if one.prefilled), key=lambda one: one.slot))
+        claims: list[Claim] = []
+        while self.waiting and self._slots.free:
+            claims.append(self._admit(self.waiting.popleft()))
+        look: list[Sequence] = []
         chunks: list[Chunk] = []
         for sequence in self.running:
-            if not sequence.prefilled and _fits(chunks, sequence):
+            if sequence.prefilled or sequence.looking:
+                continue
+            if sequence.unseen():
+                sequence.looking = True
+                look.append(sequence)
+            elif _fits(chunks, sequence):
                 chunks.append(_next_chunk(sequence))
-        claims: list[Claim] = []
-        while self.waiting and self._slots.free and _fits(chunks, self.waiting[0]):
-            sequence = self.waiting.popleft()
-            claims.append(self._admit(sequence))
-            chunks.append(_next_chunk(sequence))
-        return Batch(tuple(claims), tuple(chunks), decode)
+        return Batch(tuple(claims), tuple(look), tuple(chunks), decode)
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do before something comes in: a request, or what somebody is looking at."""
+        return not (self.waiting and self._slots.free) and all(sequence.looking for sequence in self.running)
 
     def _admit(self, sequence: Sequence) -> Claim:
         claim = self._slots.claim(sequence.prompt.identity, sequence.prompt.spans)

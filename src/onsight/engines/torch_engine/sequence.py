@@ -11,7 +11,7 @@ from onsight.core.errors import RequestError
 from onsight.core.generation import Event, Sampling, Usage
 from onsight.engines.torch_engine.detokenizer import TextStream
 from onsight.engines.torch_engine.grammar import Grammar
-from onsight.engines.torch_engine.prompt import Prompt
+from onsight.engines.torch_engine.prompt import Prompt, Span
 
 
 @dataclass(slots=True, eq=False)
@@ -19,7 +19,8 @@ class Sequence:
     """Everything that is known of one request. Only the model's thread changes it, but for `cancelled`.
 
     `limit`: most tokens to answer with. `computed`: how many of its tokens have keys and values in `slot`.
-    `cached`: how many of the prompt's were taken over from an earlier request. `mailbox`: read by the waiting caller.
+    `cached`: how many of the prompt's were taken over from an earlier request. `looking`: its pictures are being
+    encoded. `mailbox`: read by the waiting caller.
     """
 
     prompt: Prompt
@@ -31,6 +32,7 @@ class Sequence:
     cancelled: bool = False
     slot: int = -1
     computed: int = 0
+    looking: bool = False
     cached: int = 0
     answer: list[int] = field(default_factory=list)
     counts: Counter[int] = field(default_factory=Counter)
@@ -46,6 +48,16 @@ class Sequence:
     def prefilled(self) -> bool:
         """Whether the whole prompt has been read."""
         return self.computed >= len(self.prompt.token_ids)
+
+    def unseen(self) -> list[Span]:
+        """Pictures without features that the unread part of the prompt needs.
+
+        With cross-attention that is all of them at once: words before a picture depend on it too.
+        """
+        prompt = self.prompt
+        if prompt.seen is not None:
+            return [span for span in prompt.spans if self.computed == 0 and span.features is None]
+        return [span for span in prompt.spans if span.features is None and span.stop > self.computed]
 
     @property
     def last_token(self) -> int:

@@ -12,7 +12,7 @@ import torch
 from onsight.core.engine import EngineStatus
 from onsight.core.errors import EngineFailed, RequestError
 from onsight.core.generation import Candidate, Event, Finished, FinishReason, TextDelta, TokenLogprob
-from onsight.engines.torch_engine.feature_cache import FeatureCache
+from onsight.engines.torch_engine.eye import Eye, Seen
 from onsight.engines.torch_engine.runner import Runner
 from onsight.engines.torch_engine.sampling import Choice, Sampler
 from onsight.engines.torch_engine.scheduler import Batch, Scheduler
@@ -32,20 +32,21 @@ class StepLoop:
 
     def __init__(
         self,
+        eye: Eye,
         runner: Runner,
         sampler: Sampler,
         scheduler: Scheduler,
         vocabulary: Vocabulary,
         end_token_ids: frozenset[int],
-        features: FeatureCache,
     ) -> None:
+        self._eye = eye
         self._runner = runner
         self._sampler = sampler
         self._scheduler = scheduler
         self._vocabulary = vocabulary
         self._ends = end_token_ids
-        self._features = features
-        self._inbox: SimpleQueue[Sequence | None] = SimpleQueue()
+        self._features = eye.features
+        self._inbox: SimpleQueue[Sequence | Seen | None] = SimpleQueue()
         self._outbox: Outbox = []
         self._stopping = False
         self._steps = self._prompt_tokens = self._cached_tokens = 0
@@ -65,27 +66,41 @@ class StepLoop:
 
     def run(self, post: Callable[[Outbox], object]) -> None:
         """Step until stopped; `post` is called after each half of a step that has something to say."""
-        with torch.inference_mode():
-            while not self._stopping:
-                self._take_in()
-                self._step(self._scheduler.schedule(), post)
+        self._eye.open(self._inbox.put)
+        try:
+            with torch.inference_mode():
+                while not self._stopping:
+                    self._take_in()
+                    self._step(self._scheduler.schedule(), post)
+        finally:
+            self._eye.close()
 
     def _take_in(self) -> None:
-        """Move new sequences to the scheduler; wait for one when there is nothing else to do."""
-        scheduler = self._scheduler
+        """Take in what is new, and whose pictures were seen; wait for it when there is nothing else to do."""
+        idle = self._scheduler.idle
+        if idle:
+            self._runner.rest()
         try:
-            found = self._inbox.get(block=not (scheduler.waiting or scheduler.running))
+            self._take(self._inbox.get(block=idle))
             while True:
-                if found is not None:
-                    scheduler.add(found)
-                found = self._inbox.get_nowait()
+                self._take(self._inbox.get_nowait())
         except Empty:
-            scheduler.drop_cancelled()
+            self._scheduler.drop_cancelled()
+
+    def _take(self, found: Sequence | Seen | None) -> None:
+        if isinstance(found, Sequence):
+            self._scheduler.add(found)
+        elif found is not None:
+            found.sequence.looking = False
+            if found.broken and found.sequence in self._scheduler.running:
+                self._fail([found.sequence])
 
     def _step(self, batch: Batch, post: Callable[[Outbox], object]) -> None:
         for claim in batch.claims:
             self._cached_tokens += claim.tokens
         self._runner.copy_prefixes(batch.claims)
+        if batch.look:
+            self._eye.look(batch.look)
         if batch.prefill:
             self._prefill(batch.prefill)
             # A first token leaves at once and does not wait for the other answers' next ones.
@@ -104,7 +119,6 @@ class StepLoop:
     def _prefill(self, chunks: Rows[Chunk]) -> None:
         said = [len(chunk.sequence.answer) for chunk in chunks]
         try:
-            self._runner.encode(chunks)
             logits = self._runner.prefill(chunks)
             for chunk in chunks:
                 self._scheduler.computed(chunk.sequence, chunk.stop)
@@ -112,9 +126,10 @@ class StepLoop:
             self._advance([chunks[row].sequence for row in ended], logits[ended])
         except Exception:  # the engine's boundary: whatever breaks concerns these requests only
             if len(chunks) == 1:
+                log.exception("a prompt could not be read; its request fails with it")
                 self._fail([chunks[0].sequence])
                 return
-            # One picture or prompt must not take its neighbours with it: find the culprit by reading each alone.
+            # One prompt must not take its neighbours with it: find the culprit by reading each alone.
             log.warning("reading %d prompts together failed; reading each alone", len(chunks), exc_info=True)
             for chunk, count in zip(chunks, said, strict=True):
                 if len(chunk.sequence.answer) == count:
@@ -132,11 +147,11 @@ class StepLoop:
             for sequence in sequences:
                 self._scheduler.computed(sequence, sequence.computed + 1)
             self._advance(sequences, logits)
-        except Exception:  # noqa: BLE001 the engine's boundary: whatever breaks concerns these requests only
+        except Exception:  # the engine's boundary: whatever breaks concerns these requests only
+            log.exception("a step failed; %d request(s) with it", len(sequences))
             self._fail([sequence for sequence in sequences if sequence in self._scheduler.running])
 
     def _fail(self, sequences: Rows[Sequence]) -> None:
-        log.exception("a step failed; %d request(s) with it", len(sequences))
         for sequence in sequences:
             self._scheduler.retire(sequence)
             self._outbox.append((sequence, EngineFailed(FAILED)))
@@ -148,7 +163,7 @@ class StepLoop:
         for sequence, choice in zip(sequences, self._sampler.choose(logits, sequences), strict=True):
             if not sequence.answer:
                 self._prompt_tokens += sequence.prompt_tokens
-            text, reason = self._take(sequence, choice.token_id)
+            text, reason = self._append(sequence, choice.token_id)
             logprobs = () if choice.logprob is None or choice.token_id in self._ends else (self._name(choice),)
             if text or logprobs:
                 self._outbox.append((sequence, TextDelta(text, logprobs)))
@@ -156,7 +171,7 @@ class StepLoop:
                 self._scheduler.retire(sequence)
                 self._outbox.append((sequence, Finished(reason, sequence.usage())))
 
-    def _take(self, sequence: Sequence, token_id: int) -> tuple[str, FinishReason | None]:
+    def _append(self, sequence: Sequence, token_id: int) -> tuple[str, FinishReason | None]:
         """Append a token; the text that became ready, and why the answer ends here, if it does."""
         sequence.append(token_id)
         if token_id in self._ends:
