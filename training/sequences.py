@@ -28,10 +28,10 @@ from training.questions import KIND_NAMES, Question, ask_questions, per_mille
 from training.tokenizer import END, FAKE, GLOBAL, IMAGE, START
 
 PICTURE = FAKE + GLOBAL + IMAGE * IMAGE_TOKENS + FAKE
-TASK_WEIGHTS = {"colour": 5.0, "where": 2.0, "describe": 0.3, "listing": 0.3}
+TASK_WEIGHTS = {"colour": 5.0, "where": 2.0, "describe": 0.3, "listing": 0.3, "count": 3.0}
 """Weight of an answer's tokens in the loss by task, where it is not 1: a colour is one token among a hundred."""
 POINT_TASKS = ("where", "listing")
-SHADE_WEIGHT = 30.0
+SHADE_WEIGHT = 200.0
 """Weight of "dark" or "light" in a description, beside TASK_WEIGHTS: one token among two hundred."""
 BY_NAME, BY_PLACE = 0, 2
 """The first of two heads of the second layer that find a widget by its name, or by its box."""
