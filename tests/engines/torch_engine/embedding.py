@@ -27,11 +27,11 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> ColQwen:
     return ColQwen(Checkpoint(folder, torch.device("cpu"), dtype))
 
 
-def embed(model: ColQwen, *inputs: str | Image) -> list[Embedding]:
+def embed(model: ColQwen, *inputs: str | Image, **limits: int) -> list[Embedding]:
     prompts = [model.read(Text(one) if isinstance(one, str) else one) for one in inputs]
     for prompt in prompts:
         model.look(prompt)
-    return model.embed(prompts)
+    return model.embed(prompts, **limits)
 
 
 def vectors(embedding: Embedding) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +152,19 @@ def test_the_adapters_own_tokenizer_and_image_settings_come_first(
     assert "tokenizer.json" in refusal(folder)
 
 
+def test_a_flat_configuration_as_of_the_first_releases_is_understood(base: Path, tmp_path: Path) -> None:
+    folder = copy_of(base, tmp_path / "flat")
+    table = json.loads((folder / "config.json").read_text("utf-8"))
+    text = table.pop("text_config")
+    rope = text.pop("rope_parameters")
+    for name in ("model_type", "layer_types"):
+        text.pop(name, None)
+    older = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    flat = text | table | {"rope_theta": rope["rope_theta"], "rope_scaling": older}
+    (folder / "config.json").write_text(json.dumps(flat), "utf-8")
+    same(load(folder), ColQwenReference(base))
+
+
 @pytest.mark.parametrize(
     "name",
     ["custom_text_proj.weight", "custom_text_proj.bias", "language_model.norm.weight", "visual.merger.mlp.0.bias"],
@@ -266,7 +280,16 @@ def test_an_adapter_without_its_base_says_which_one_it_needs(
 def test_a_base_that_is_an_adapter_itself_is_refused(
     adapter: tuple[Path, ColQwenReference], spoil: Callable[..., Path]
 ) -> None:
-    assert str(adapter[0]) in refusal(spoil(base_model_name_or_path=str(adapter[0])))
+    text = refusal(spoil(base_model_name_or_path=str(adapter[0])))
+    assert str(adapter[0]) in text
+    assert "merge it into its base model" in text
+
+
+def test_code_that_comes_with_the_base_is_refused(base: Path, spoil: Callable[..., Path], tmp_path: Path) -> None:
+    coded = copy_of(base, tmp_path / "coded")
+    change_json(coded / "config.json", auto_map={"AutoModel": "modeling_x.X"})
+    assert "auto_map" in refusal(coded)
+    assert "auto_map" in refusal(spoil(base_model_name_or_path=str(coded)))
 
 
 def test_an_adapter_file_that_is_cut_short_is_refused(spoil: Callable[..., Path]) -> None:

@@ -31,15 +31,18 @@ _AFTER_PAGE = TemplateText("<|vision_end|>Describe the image.<|im_end|><|endofte
 _AFTER_QUERY = TemplateText("<|endoftext|>" * 10)
 """Places without meaning of their own, which the model was trained to use for what a query does not say."""
 _BATCH_TOKENS = 16_384
-"""Most tokens of one forward, padding included: about twenty pages."""
+"""About twenty pages."""
 _PADDED = 1.25
 """A forward's longest input is at most so many times as long as its shortest."""
+_MOVED = (("model.visual.", "visual."), ("model.language_model.", "language_model."), ("model.", "language_model."))
+"""Earlier beginnings of tensors' names, and ours."""
 
 
 class ColQwen:
     """Queries and pages as vectors; every vector has length 1.
 
-    `read` and `look` may run on several threads at once, `embed` on the model's own. Pages keep their shape; for
+    `merge`: how many of the tower's patches an image token has on each side. `context_tokens`: most tokens of an
+    input. `read` and `look` may run on several threads at once, `embed` on the model's own. Pages keep their shape; for
     `detail`, `min_pixels` and `max_pixels` see `QwenImages`. A page is seen in at most 768 tokens unless its
     `max_pixels` says otherwise.
     """
@@ -103,13 +106,14 @@ class ColQwen:
         for span in prompt.spans:
             span.pixels = self._images.prepare(span.plan)
 
-    def embed(self, prompts: Sequence[Prompt]) -> list[Embedding]:
+    def embed(self, prompts: Sequence[Prompt], batch_tokens: int = _BATCH_TOKENS) -> list[Embedding]:
         """One embedding for each prompt that `look` has seen, in their order.
 
-        Inputs of like length share a forward; which ones do changes no vector by more than rounding.
+        Inputs of like length share a forward of at most `batch_tokens`, padding included, or of one longer input.
+        Which ones share it changes no vector by more than rounding.
         """
         made: dict[int, Embedding] = {}
-        for group in _groups([len(prompt.token_ids) for prompt in prompts]):
+        for group in _groups([len(prompt.token_ids) for prompt in prompts], batch_tokens):
             chosen = [prompts[index] for index in group]
             with torch.inference_mode():
                 vectors = self._forward(chosen).cpu()
@@ -148,13 +152,13 @@ def _embedding(prompt: Prompt, rows: torch.Tensor) -> Embedding:
     return Embedding(rows[:count].numpy().tobytes(), count, DIMS, spans[0] if spans else NO_IMAGE)
 
 
-def _groups(lengths: Sequence[int]) -> list[list[int]]:
+def _groups(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Indices of `lengths`, those of like length together, each group within the bounds of one forward."""
     groups: list[list[int]] = []
     shortest = 0
     for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
         length = lengths[index]
-        if not groups or length > _PADDED * shortest or (len(groups[-1]) + 1) * length > _BATCH_TOKENS:
+        if not groups or length > _PADDED * shortest or (len(groups[-1]) + 1) * length > batch_tokens:
             groups.append([])
             shortest = length
         groups[-1].append(index)
@@ -176,10 +180,7 @@ def _rename(name: str) -> str | None:
     name = name.removeprefix("base_model.model.")
     if name == "lm_head.weight":
         return None
-    for stored in ("model.visual.", "visual."):
+    for stored, ours in _MOVED:
         if name.startswith(stored):
-            return "visual." + name.removeprefix(stored)
-    for stored in ("model.language_model.", "language_model.", "model."):
-        if name.startswith(stored):
-            return "language_model." + name.removeprefix(stored)
+            return ours + name.removeprefix(stored)
     return name
