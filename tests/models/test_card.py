@@ -53,7 +53,12 @@ def test_an_adapter_has_its_bases_card(tmp_path: Path) -> None:
         card = find_card(str(adapter), adapter)
         assert (card.name, card.capabilities) == ("colqwen2_5", ("embed",))
         assert find_card("Hcompany/Holo1.5-7B", adapter).name == "holo1_5"
-    assert find_card("vidore/colqwen2.5-v0.2", adapter).budget("embed") == PixelBudget(max_pixels=602_112)
+    assert find_card("vidore/colqwen2.5-v0.2", tmp_path).name == "colqwen2_5"
+
+
+def test_a_models_own_architecture_wins_over_that_of_an_adapters_base(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "./no/such/base"}))
+    assert find_card(str(tmp_path), folder_with(tmp_path, "ColQwen2_5")).name == "colqwen2_5"
 
 
 def test_an_adapter_whose_base_is_nowhere_is_one_sentence(tmp_path: Path) -> None:

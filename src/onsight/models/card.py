@@ -94,10 +94,10 @@ def cards() -> tuple[ModelCard, ...]:
 def find_card(model: str, folder: Path) -> ModelCard:
     """The card for `model` (a Hub id, a folder or "peek") whose files lie in `folder`.
 
-    A pattern on the id wins over the architecture in config.json; an adapter has its base model's card. Raises
-    StartError when no card fits.
+    A pattern on the id wins over the architecture in config.json; an adapter without one has its base model's
+    card. Raises StartError when no card fits.
     """
-    base = adapter_base(folder)
+    base = None if (folder / "config.json").exists() else adapter_base(folder)
     for name in (model, base or model):
         for card in cards():
             if any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in card.models):

@@ -62,7 +62,7 @@ def check_folder(folder: Path, replaces_code: bool = False) -> None:
     """
     if not folder.is_dir():
         raise StartError(f"{folder} is no folder")
-    if (folder / ADAPTER_CONFIG).exists():
+    if (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
         raise StartError(f"{folder} holds an adapter, not a whole model: merge it into its base model first")
     read_json(folder / "config.json")
     if not replaces_code:
