@@ -76,6 +76,19 @@ def test_a_folder_that_holds_no_model_is_named(tmp_path: Path) -> None:
     assert str(tmp_path) in done.stderr
 
 
+def test_an_embedding_model_is_said_to_be_none_that_chats(tmp_path: Path) -> None:
+    whole, adapter = tmp_path / "whole", tmp_path / "adapter"
+    whole.mkdir()
+    adapter.mkdir()
+    (whole / "config.json").write_text(json.dumps({"architectures": ["ColQwen2_5"], "model_type": "qwen2_5_vl"}))
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "vidore/colqwen2.5-base"}))
+    for folder in (whole, adapter):
+        done = start("serve", str(folder))
+        assert done.returncode == 2
+        assert "no chat model: ColQwen2.5 can embed only" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
 def test_small_pieces_are_sent_at_once() -> None:
     with listen_on(Settings(port=0)) as listening:
         with socket.create_connection(listening.getsockname()):

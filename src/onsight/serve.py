@@ -94,6 +94,11 @@ def _engine(settings: Settings, progress: Progress | None) -> tuple[ChatEngine, 
         return FakeEngine(), FAKE_CARD
     folder = locate_model(settings.model)
     card = find_card(settings.model, folder)
+    if "chat" not in card.capabilities:
+        raise StartError(
+            f"{settings.model} is no chat model: {card.title} can {', '.join(card.capabilities)} only, which this"
+            " server does not offer yet; choose a model that chats"
+        )
     let_waiting_threads_sleep()
     # Imported here: PyTorch takes a second or two, which no other command should pay.
     from onsight.engines.torch_engine import TorchEngine, TorchSettings

@@ -19,7 +19,7 @@ ALLOWED = {
     "serve.py": "the listening socket",
     "cli/*.py": "the operator's own files and servers",
     "models/card.py": "the cards in the package",
-    "models/hub.py": "downloads of weights",
+    "models/hub.py": "downloads of weights, and what an adapter says of its base",
     "engines/torch_engine/loading.py": "checkpoints",
     "engines/torch_engine/kv_cache.py": "the container's memory limit",
     "engines/torch_engine/vocabulary.py": "the checkpoint's tokenizer",

@@ -18,7 +18,7 @@ def folder_with(tmp_path: Path, architecture: str) -> Path:
 
 
 def test_every_card_in_the_package_can_be_read() -> None:
-    names = {"peek", "smolvlm2", "holo1_5", "qwen2_5_vl", "llama3_2_vision", "phi3_5_vision"}
+    names = {"peek", "smolvlm2", "holo1_5", "qwen2_5_vl", "llama3_2_vision", "phi3_5_vision", "colqwen2_5"}
     assert {card.name for card in cards()} >= names
     for card in cards():
         assert card.title
@@ -41,6 +41,37 @@ def test_a_budget_falls_back_on_that_of_chat(tmp_path: Path) -> None:
 def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
     with pytest.raises(StartError, match="LlamaForCausalLM"):
         find_card("x/y", folder_with(tmp_path, "LlamaForCausalLM"))
+
+
+def test_an_adapter_has_its_bases_card(tmp_path: Path) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    base.mkdir()
+    adapter.mkdir()
+    folder_with(base, "ColQwen2_5")
+    for name in (str(base), "vidore/colqwen2.5-base"):
+        (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": name}))
+        card = find_card(str(adapter), adapter)
+        assert (card.name, card.capabilities) == ("colqwen2_5", ("embed",))
+        assert find_card("Hcompany/Holo1.5-7B", adapter).name == "holo1_5"
+    assert find_card("vidore/colqwen2.5-v0.2", tmp_path).name == "colqwen2_5"
+
+
+def test_a_models_own_architecture_wins_over_that_of_an_adapters_base(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "./no/such/base"}))
+    assert find_card(str(tmp_path), folder_with(tmp_path, "ColQwen2_5")).name == "colqwen2_5"
+
+
+def test_an_adapter_whose_base_is_nowhere_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "./no/such/base"}))
+    with pytest.raises(StartError, match=r"base model './no/such/base'.* there is no model"):
+        find_card(str(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"base_model_name_or_path": 5}', "\udcff"])
+def test_an_adapter_that_names_no_base_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "adapter_config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(StartError, match=r"adapter_config\.json"):
+        find_card("x/y", tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\udcff"])

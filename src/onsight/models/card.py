@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 from onsight.core.errors import StartError
 from onsight.core.geometry import Convention
+from onsight.models.hub import adapter_base, locate_base
 
 Capability = Literal["chat", "caption", "ocr", "locate", "describe", "embed"]
 
@@ -93,12 +94,15 @@ def cards() -> tuple[ModelCard, ...]:
 def find_card(model: str, folder: Path) -> ModelCard:
     """The card for `model` (a Hub id, a folder or "peek") whose files lie in `folder`.
 
-    A pattern on the id wins over the architecture in config.json. Raises StartError when no card fits.
+    A pattern on the id wins over the architecture in config.json; an adapter without one has its base model's
+    card. Raises StartError when no card fits.
     """
-    for card in cards():
-        if any(fnmatch.fnmatchcase(model.lower(), pattern.lower()) for pattern in card.models):
-            return card
-    architectures = _architectures(folder)
+    base = None if (folder / "config.json").exists() else adapter_base(folder)
+    for name in (model, base or model):
+        for card in cards():
+            if any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in card.models):
+                return card
+    architectures = _architectures(folder if base is None else locate_base(folder, base))
     for card in cards():
         if set(card.architectures) & set(architectures):
             return card

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from pathlib import Path
@@ -18,6 +19,9 @@ BUNDLED = Path(onsight.__file__).parent / "bundled"
 
 # Weights in safetensors and what goes with them; no pickles and no code are ever downloaded.
 WANTED = ("*.json", "*.jinja", "*.safetensors", "*.txt", "*.model")
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""A folder with this file holds changes to another model's weights, not a model."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -45,6 +49,34 @@ def locate_model(model: str) -> Path:
             " and not a Hub id like owner/name"
         )
     return _from_hub(model)
+
+
+def adapter_base(folder: Path) -> str | None:
+    """The model that the adapter in `folder` was made for, as a name for `locate_model`; None for a whole model.
+
+    Raises StartError when adapter_config.json is unreadable or names none.
+    """
+    path = folder / ADAPTER_CONFIG
+    try:
+        table = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StartError(f"{path} cannot be read as JSON: {error}") from None
+    base = table.get("base_model_name_or_path") if isinstance(table, dict) else None
+    if not isinstance(base, str) or not base:
+        raise StartError(f"{path} does not say which model it adapts (base_model_name_or_path is {base!r})")
+    return base
+
+
+def locate_base(folder: Path, base: str) -> Path:
+    """As `locate_model`, for the model that the adapter in `folder` was made for."""
+    try:
+        return locate_model(base)
+    except StartError as error:
+        raise StartError(
+            f"{folder} holds an adapter only; it needs its base model {base!r} beside it, and {error}"
+        ) from None
 
 
 def _from_hub(model: str) -> Path:

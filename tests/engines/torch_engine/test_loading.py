@@ -82,6 +82,13 @@ async def test_code_that_comes_with_a_model_is_refused(spoil: Callable[..., Path
     assert "auto_map" in await refusal(folder)
 
 
+async def test_an_adapter_in_place_of_a_model_is_refused(spoil: Callable[..., Path]) -> None:
+    folder = spoil()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "x/y"}))
+    (folder / "config.json").unlink()
+    assert "merge it into its base model" in await refusal(folder)
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "preprocessor_config.json"])
 async def test_a_missing_file_is_named(spoil: Callable[..., Path], name: str) -> None:
     folder = spoil()

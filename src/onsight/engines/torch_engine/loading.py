@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from torch import nn
 from onsight.core.engine import Progress
 from onsight.core.errors import StartError
 from onsight.engines.torch_engine.settings import DeviceChoice, DtypeChoice
+from onsight.models.hub import ADAPTER_CONFIG
 
 log = logging.getLogger(__name__)
 
@@ -61,16 +62,24 @@ def check_folder(folder: Path, replaces_code: bool = False) -> None:
     """
     if not folder.is_dir():
         raise StartError(f"{folder} is no folder")
+    if (folder / ADAPTER_CONFIG).exists() and not (folder / "config.json").exists():
+        raise StartError(f"{folder} holds an adapter, not a whole model: merge it into its base model first")
     read_json(folder / "config.json")
-    for name in () if replaces_code else _REMOTE_CODE_FILES:
-        if "auto_map" in read_optional_json(folder / name):
-            raise StartError(
-                f"{folder / name} asks for code that comes with the model (auto_map), which is never run here"
-            )
+    if not replaces_code:
+        refuse_code(folder)
     if not _weight_files(folder):
         pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         found = f"only {', '.join(pickles)}, which can hide code" if pickles else "none"
         raise StartError(f"{folder} must hold its weights as .safetensors files; found {found}")
+
+
+def refuse_code(folder: Path) -> None:
+    """Raise StartError when a file in `folder` names code that comes with the model."""
+    for name in _REMOTE_CODE_FILES:
+        if "auto_map" in read_optional_json(folder / name):
+            raise StartError(
+                f"{folder / name} asks for code that comes with the model (auto_map), which is never run here"
+            )
 
 
 def pick_device(choice: DeviceChoice) -> torch.device:
@@ -96,29 +105,36 @@ def _weight_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint, rename: Callable[[str], str]) -> None:
+def load_weights(model: nn.Module, checkpoint: Checkpoint, rename: Callable[[str], str | None]) -> None:
     """Copy every tensor of `checkpoint` into `model`, casting to the model's number format on the way.
 
-    `rename` maps a checkpoint's tensor name to the model's. Raises StartError with the name of the first tensor that
-    is missing, unexpected or mis-shaped; computed buffers and tied output weights may be absent or present.
+    `rename` maps a checkpoint's tensor name to the model's, or to None when the model knows it and does without.
+    Raises StartError with the name of the first tensor that is missing, unexpected, mis-shaped or there twice;
+    computed buffers and tied output weights may be absent or present.
     """
     folder, progress = checkpoint.folder, checkpoint.progress
     targets = model.state_dict(keep_vars=True)
     groups: dict[int, list[str]] = {}
-    for name, target in targets.items():
-        groups.setdefault(target.data_ptr(), []).append(name)
+    for own, target in targets.items():
+        groups.setdefault(target.data_ptr(), []).append(own)
     aliases = {name: names for names in groups.values() for name in names}
     filled: set[str] = set()
-    for stored, read in _stored_tensors(folder):
+    sources: dict[str, str] = {}
+    for stored, read in stored_tensors(_weight_files(folder)):
         name = rename(stored)
+        if name is None:
+            continue
         if name not in targets:
             if name.endswith(_FORGETTABLE):
                 continue
             raise StartError(f"{folder}: unexpected tensor {stored}; the model has no place for it")
+        if name in sources:
+            raise StartError(f"{folder}: tensors {sources[name]} and {stored} are for the same place; keep one of them")
+        sources[name] = stored
         tensor = read()
         if tensor.shape != targets[name].shape:
             wanted, found = list(targets[name].shape), list(tensor.shape)
-            raise StartError(f"{folder}: tensor {stored} has shape {found}, but config.json asks for {wanted}")
+            raise StartError(f"{folder}: tensor {stored} has shape {found}, but the model asks for {wanted}")
         with torch.no_grad():
             targets[name].copy_(tensor)
         filled.update(aliases[name])
@@ -130,9 +146,12 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, rename: Callable[[str
         raise StartError(f"{folder}: tensor {missing[0]}{more} is missing from the weights")
 
 
-def _stored_tensors(folder: Path) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
-    """Every stored tensor's name and how to read it, one file open at a time."""
-    for path in _weight_files(folder):
+def stored_tensors(paths: Iterable[Path]) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+    """The name of every tensor in these safetensors files and how to read it, one file open at a time.
+
+    Raises StartError for a file that cannot be read.
+    """
+    for path in paths:
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from onsight.core.messages import Image, Message, Text
-from onsight.engines.torch_engine.chat_template import ChatTemplate
+from onsight.engines.torch_engine.chat_template import ChatTemplate, Piece
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
 
@@ -87,6 +87,13 @@ def lay_out(
     image_token_id: int | None,
 ) -> Prompt:
     """The prompt for `messages`, whose pictures are planned in order; positions are the family's to add."""
+    return write(template.render(messages), vocabulary, plans, image_token_id)
+
+
+def write(
+    pieces: Iterable[Piece], vocabulary: Vocabulary, plans: Sequence[ImagePlan], image_token_id: int | None
+) -> Prompt:
+    """The prompt that `pieces` make one after another; `plans` are those of the pictures among them, in order."""
     prompt = Prompt([], [])
     waiting = iter(plans)
     runs: list[tuple[str, bool]] = []
@@ -97,7 +104,7 @@ def lay_out(
         prompt.identity += ids
         runs.clear()
 
-    for piece in template.render(messages):
+    for piece in pieces:
         if isinstance(piece, Image):
             write_text()
             _write_image(prompt, next(waiting), image_token_id)

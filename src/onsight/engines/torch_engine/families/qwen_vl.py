@@ -2,50 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 from collections.abc import Sequence
 
-import PIL.Image
 import torch
 from transformers.initialization import no_init_weights
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from onsight.core.errors import InvalidMedia, InvalidRequest, StartError
+from onsight.core.errors import StartError
 from onsight.core.messages import Image
 from onsight.engines.torch_engine.families.decoder import Decoder
 from onsight.engines.torch_engine.families.key_values import KeyValueShape
 from onsight.engines.torch_engine.families.product import store_in_blocks
-from onsight.engines.torch_engine.loading import Checkpoint, image_settings, load_weights, read_json
+from onsight.engines.torch_engine.families.qwen_images import IMAGE, QwenImages, encode
+from onsight.engines.torch_engine.loading import Checkpoint, load_weights, read_json
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
-_IMAGE = "<|image_pad|>"
-_LOW_PIXELS = 512 * 28 * 28
-"""`detail: low`: at most 512 image tokens."""
-_MOST_STRETCHED = 200
-"""Qwen's limit on width / height and height / width."""
-
 
 class QwenVL:
-    """See `Family`. A picture keeps its shape: edges rounded to whole merged patches, area within bounds.
+    """See `Family`, and `QwenImages` for what `detail`, `min_pixels` and `max_pixels` do."""
 
-    `detail`: "auto" and "high" see up to the checkpoint's own `max_pixels`, "low" at most 401,408 px (512 tokens).
-    `min_pixels` and `max_pixels` replace the bounds; together with a smaller `detail` the smaller bound counts.
-    """
-
-    image_text = _IMAGE
+    image_text = IMAGE
     chat_template = None
 
     def __init__(self, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
         """Load the model. Raises StartError."""
         folder = checkpoint.folder
-        config = Qwen2_5_VLConfig.from_dict(read_json(folder / "config.json"))
+        config = read_config(checkpoint)
         text = config.text_config
-        if "sliding_attention" in text.layer_types:
-            raise StartError(f"{folder}: config.json asks for sliding-window attention, which this engine does not do")
         with no_init_weights(), torch.device(checkpoint.device):
             model = Qwen2_5_VLForConditionalGeneration._from_config(
                 config, dtype=checkpoint.dtype, attn_implementation="sdpa"
@@ -60,10 +45,8 @@ class QwenVL:
         self.context_tokens = int(text.max_position_embeddings)
         self._vision = model.model.visual
         store_in_blocks(self._vision)
-        self._processor = Qwen2VLImageProcessorPil(**image_settings(folder))
-        self._patch = int(self._processor.patch_size)
-        self._merge = int(self._processor.merge_size)
-        self.image_token_id = vocabulary.require(_IMAGE)
+        self.image_token_id = vocabulary.require(IMAGE)
+        self._images = QwenImages(folder, self.image_token_id)
         media = (vocabulary.find(token) for token in ("<|video_pad|>", "<|vision_start|>", "<|vision_end|>"))
         self.media_token_ids = frozenset({self.image_token_id, *(token for token in media if token is not None)})
         ends = (vocabulary.find(token) for token in ("<|im_end|>", "<|endoftext|>"))
@@ -71,102 +54,32 @@ class QwenVL:
 
     def plan(self, image: Image, among: int = 1) -> ImagePlan:
         """See `Family.plan`."""
-        least, most = self._bounds(image)
-        if max(image.width, image.height) > _MOST_STRETCHED * min(image.width, image.height):
-            raise InvalidMedia(
-                f"image is {image.width}x{image.height} px; this model sees none that is over {_MOST_STRETCHED} times"
-                " longer than wide: crop it",
-                param="messages.image_url",
-            )
-        width, height = resized(image.width, image.height, self._patch * self._merge, least, most)
-        rows, columns = height // self._patch, width // self._patch
-        settings = (least, most)
-        key = hashlib.sha256(f"qwen_vl {settings} {image.digest}".encode()).hexdigest()
-        tokens = (self.image_token_id,) * (rows * columns // self._merge**2)
-        return ImagePlan(image, key, tokens, (rows, columns), settings)
-
-    def _bounds(self, image: Image) -> tuple[int, int]:
-        """(least, most) px of the resized picture."""
-        options = image.options
-        least, most = int(self._processor.size["shortest_edge"]), int(self._processor.size["longest_edge"])
-        if options.min_pixels is not None:
-            least = options.min_pixels
-        if options.max_pixels is not None:
-            most = options.max_pixels
-        if options.detail == "low":
-            most = min(most, _LOW_PIXELS)
-            least = min(least, most)
-        elif options.max_pixels is not None and options.min_pixels is None:
-            least = min(least, most)
-        smallest = (self._patch * self._merge) ** 2
-        for name, value in (("min_pixels", options.min_pixels), ("max_pixels", options.max_pixels)):
-            if value is not None and value < smallest:
-                raise InvalidRequest(
-                    f"{name} is {value}; this model needs at least {smallest}", param=f"messages.image_url.{name}"
-                )
-        if least > most:
-            raise InvalidRequest(
-                f"min_pixels is {least} and max_pixels is {most}; the first must not be greater",
-                param="messages.image_url.min_pixels",
-            )
-        return least, most
+        return self._images.plan(image)
 
     def prepare(self, plan: ImagePlan) -> Pixels:
-        """See `Family.prepare`; the values are [patches, 3 * 2 * patch * patch]."""
-        image = plan.image
-        picture = PIL.Image.frombytes("RGB", (image.width, image.height), image.pixels)
-        least, most = plan.settings
-        made = self._processor(
-            images=[picture], size={"shortest_edge": least, "longest_edge": most}, return_tensors="pt"
-        )
-        _, rows, columns = made["image_grid_thw"][0].tolist()
-        if (rows, columns) != plan.grid:
-            raise RuntimeError(
-                f"a picture of {image.width}x{image.height} px became {rows, columns} patches, planned were {plan.grid}"
-            )
-        return Pixels(plan, made["pixel_values"])
+        """See `Family.prepare`."""
+        return self._images.prepare(plan)
 
     def place(self, prompt: Prompt) -> None:
-        """See `Family.place`: text counts up on all axes at once; a picture spreads over (time, row, column)."""
-        parts: list[torch.Tensor] = []
-        index = position = 0
-        for span in prompt.spans:
-            parts.append(torch.arange(position, position + span.start - index).expand(3, -1))
-            position += span.start - index
-            rows, columns = (patches // self._merge for patches in span.plan.grid)
-            grid = torch.meshgrid(torch.arange(1), torch.arange(rows), torch.arange(columns), indexing="ij")
-            parts.append(torch.stack(grid).flatten(1) + position)
-            position += max(rows, columns)
-            index = span.stop
-        rest = len(prompt.token_ids) - index
-        parts.append(torch.arange(position, position + rest).expand(3, -1))
-        prompt.positions = torch.cat(parts, dim=1)
-        prompt.delta = position + rest - len(prompt.token_ids)
+        """See `Family.place`."""
+        self._images.place(prompt)
 
     def encode(self, pixels: Sequence[Pixels]) -> list[torch.Tensor]:
-        """See `Family.encode`: the tower keeps pictures apart by their grids."""
-        decoder = self.decoder
-        grids = torch.tensor([[1, *one.plan.grid] for one in pixels], device=decoder.device)
-        patches = torch.cat([one.values for one in pixels]).to(decoder.device, decoder.dtype)
-        features = self._vision(patches, grid_thw=grids).pooler_output  # [merged patches, hidden]
-        return list(features.split([len(one.plan.token_ids) for one in pixels]))
+        """See `Family.encode`."""
+        return encode(self._vision, pixels, self.decoder.device, self.decoder.dtype)
 
 
-def resized(width: int, height: int, factor: int, least: int, most: int) -> tuple[int, int]:
-    """(width, height) that Qwen's smart_resize picks: multiples of `factor`, the area between `least` and `most` px.
+def read_config(checkpoint: Checkpoint) -> Qwen2_5_VLConfig:
+    """config.json of either layout, with the text model's settings in a part of their own or beside the rest.
 
-    Python's rounding of halves to even counts here: it is what the models were trained with.
+    Raises StartError when it asks for what the engine does not do.
     """
-    new_width, new_height = round(width / factor) * factor, round(height / factor) * factor
-    if new_width * new_height > most:
-        shrink = math.sqrt(width * height / most)
-        new_width = max(factor, math.floor(width / shrink / factor) * factor)
-        new_height = max(factor, math.floor(height / shrink / factor) * factor)
-    elif new_width * new_height < least:
-        grow = math.sqrt(least / (width * height))
-        new_width = math.ceil(width * grow / factor) * factor
-        new_height = math.ceil(height * grow / factor) * factor
-    return new_width, new_height
+    config = Qwen2_5_VLConfig.from_dict(read_json(checkpoint.folder / "config.json"))
+    if "sliding_attention" in config.text_config.layer_types:
+        raise StartError(
+            f"{checkpoint.folder}: config.json asks for sliding-window attention, which this engine does not do"
+        )
+    return config
 
 
 def _rename(name: str) -> str:

@@ -1,0 +1,50 @@
+"""One request for vectors, and the vectors that answer it: one for each token of a query or of a page."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+
+from onsight.core.messages import Image, Text
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """What is to be embedded, answered in this order: a `Text` is a query, an `Image` is a page."""
+
+    inputs: tuple[Text | Image, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpan:
+    """Which rows of an embedding are the page's own: `length` of them from row `start` on, row by row of its grid."""
+
+    start: int
+    length: int
+
+
+NO_IMAGE = ImageSpan(-1, 0)
+"""The span of a query."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """The vectors of one input, each of length 1; rows that only padded a batch are never among them.
+
+    `values`: float32 in this machine's byte order, row after row, `rows * dims * 4` bytes.
+    """
+
+    values: bytes
+    rows: int
+    dims: int
+    image: ImageSpan = NO_IMAGE
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when the byte count does not fit the shape."""
+        if len(self.values) != self.rows * self.dims * 4:
+            raise ValueError(f"{len(self.values)} bytes are not {self.rows} rows of {self.dims} float32 numbers")
+
+    def vectors(self) -> list[list[float]]:
+        """The same as nested lists, [rows][dims]."""
+        numbers = array("f", self.values).tolist()
+        return [numbers[start : start + self.dims] for start in range(0, len(numbers), self.dims)]

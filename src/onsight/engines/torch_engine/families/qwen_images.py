@@ -1,0 +1,160 @@
+"""How Qwen2.5-VL sees pictures: keeping their shape, in merged patches, at positions on three axes."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import PIL.Image
+import torch
+from torch import nn
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from onsight.core.errors import InvalidMedia, InvalidRequest
+from onsight.core.messages import DEFAULT_IMAGE_OPTIONS, Image, ImageOptions
+from onsight.engines.torch_engine.loading import image_settings
+from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
+
+IMAGE = "<|image_pad|>"
+_LOW_PIXELS = 512 * 28 * 28
+"""`detail: low`: at most 512 image tokens."""
+_MOST_STRETCHED = 200
+"""Qwen's limit on width / height and height / width."""
+
+
+class QwenImages:
+    """The picture half of a checkpoint. Edges are rounded to whole merged patches, the area kept within bounds.
+
+    `detail`: "auto" and "high" see up to the usual bound, "low" at most 401,408 px (512 tokens). `min_pixels` and
+    `max_pixels` replace the bounds; together with a smaller `detail` the smaller bound counts.
+    """
+
+    def __init__(
+        self, folder: Path, image_token_id: int, *, most_pixels: int | None = None, param: str = "messages.image_url"
+    ) -> None:
+        """Read the settings in `folder`. Raises StartError.
+
+        The usual upper bound is the checkpoint's own, and no more than `most_pixels`. `param`: what a request calls
+        its pictures, for error texts.
+        """
+        self._processor = Qwen2VLImageProcessorPil(**image_settings(folder))
+        self._image_token_id = image_token_id
+        self._param = param
+        self._patch = int(self._processor.patch_size)
+        self.merge = int(self._processor.merge_size)
+        own = int(self._processor.size["longest_edge"])
+        self._most = own if most_pixels is None else min(own, most_pixels)
+        self._least = min(int(self._processor.size["shortest_edge"]), self._most)
+
+    def plan(self, image: Image) -> ImagePlan:
+        """See `Family.plan`."""
+        settings = self._bounds(image.options)
+        rows, columns = self._patches(image.width, image.height, settings)
+        key = hashlib.sha256(f"qwen_vl {settings} {image.digest}".encode()).hexdigest()
+        tokens = (self._image_token_id,) * (rows * columns // self.merge**2)
+        return ImagePlan(image, key, tokens, (rows, columns), settings)
+
+    def merged_patches(self, width: int, height: int) -> tuple[int, int]:
+        """(columns, rows) of image tokens that a picture of that size takes under the usual bounds.
+
+        Raises InvalidRequest for a size that no picture has, InvalidMedia for one that is too stretched.
+        """
+        if width < 1 or height < 1:
+            raise InvalidRequest(f"{width}x{height} px is no picture's size; both must be at least 1")
+        rows, columns = self._patches(width, height, self._bounds(DEFAULT_IMAGE_OPTIONS))
+        return columns // self.merge, rows // self.merge
+
+    def _patches(self, width: int, height: int, bounds: tuple[int, int]) -> tuple[int, int]:
+        """(rows, columns) of patches, before merging."""
+        if max(width, height) > _MOST_STRETCHED * min(width, height):
+            raise InvalidMedia(
+                f"image is {width}x{height} px; this model sees none that is over {_MOST_STRETCHED} times"
+                " longer than wide: crop it",
+                param=self._param,
+            )
+        new_width, new_height = resized(width, height, self._patch * self.merge, *bounds)
+        return new_height // self._patch, new_width // self._patch
+
+    def _bounds(self, options: ImageOptions) -> tuple[int, int]:
+        """(least, most) px of the resized picture."""
+        least, most = self._least, self._most
+        if options.min_pixels is not None:
+            least = options.min_pixels
+        if options.max_pixels is not None:
+            most = options.max_pixels
+        if options.detail == "low":
+            most = min(most, _LOW_PIXELS)
+            least = min(least, most)
+        elif options.max_pixels is not None and options.min_pixels is None:
+            least = min(least, most)
+        smallest = (self._patch * self.merge) ** 2
+        for name, value in (("min_pixels", options.min_pixels), ("max_pixels", options.max_pixels)):
+            if value is not None and value < smallest:
+                raise InvalidRequest(
+                    f"{name} is {value}; this model needs at least {smallest}", param=f"{self._param}.{name}"
+                )
+        if least > most:
+            raise InvalidRequest(
+                f"min_pixels is {least} and max_pixels is {most}; the first must not be greater",
+                param=f"{self._param}.min_pixels",
+            )
+        return least, most
+
+    def prepare(self, plan: ImagePlan) -> Pixels:
+        """See `Family.prepare`; the values are [patches, 3 * 2 * patch * patch]."""
+        image = plan.image
+        picture = PIL.Image.frombytes("RGB", (image.width, image.height), image.pixels)
+        least, most = plan.settings
+        made = self._processor(
+            images=[picture], size={"shortest_edge": least, "longest_edge": most}, return_tensors="pt"
+        )
+        _, rows, columns = made["image_grid_thw"][0].tolist()
+        if (rows, columns) != plan.grid:
+            raise RuntimeError(
+                f"a picture of {image.width}x{image.height} px became {rows, columns} patches, planned were {plan.grid}"
+            )
+        return Pixels(plan, made["pixel_values"])
+
+    def place(self, prompt: Prompt) -> None:
+        """See `Family.place`: text counts up on all axes at once; a picture spreads over (time, row, column)."""
+        parts: list[torch.Tensor] = []
+        index = position = 0
+        for span in prompt.spans:
+            parts.append(torch.arange(position, position + span.start - index).expand(3, -1))
+            position += span.start - index
+            rows, columns = (patches // self.merge for patches in span.plan.grid)
+            grid = torch.meshgrid(torch.arange(1), torch.arange(rows), torch.arange(columns), indexing="ij")
+            parts.append(torch.stack(grid).flatten(1) + position)
+            position += max(rows, columns)
+            index = span.stop
+        rest = len(prompt.token_ids) - index
+        parts.append(torch.arange(position, position + rest).expand(3, -1))
+        prompt.positions = torch.cat(parts, dim=1)
+        prompt.delta = position + rest - len(prompt.token_ids)
+
+
+def encode(vision: nn.Module, pixels: Sequence[Pixels], device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Features of each picture, [its tokens, hidden] in its rows' order; the tower keeps pictures apart by grids."""
+    grids = torch.tensor([[1, *one.plan.grid] for one in pixels], device=device)
+    patches = torch.cat([one.values for one in pixels]).to(device, dtype)
+    features = vision(patches, grid_thw=grids).pooler_output  # [merged patches, hidden]
+    return list(features.split([len(one.plan.token_ids) for one in pixels]))
+
+
+def resized(width: int, height: int, factor: int, least: int, most: int) -> tuple[int, int]:
+    """(width, height) that Qwen's smart_resize picks: multiples of `factor`, the area between `least` and `most` px.
+
+    Python's rounding of halves to even counts here: it is what the models were trained with.
+    """
+    new_width, new_height = round(width / factor) * factor, round(height / factor) * factor
+    if new_width * new_height > most:
+        shrink = math.sqrt(width * height / most)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+    elif new_width * new_height < least:
+        grow = math.sqrt(least / (width * height))
+        new_width = math.ceil(width * grow / factor) * factor
+        new_height = math.ceil(height * grow / factor) * factor
+    return new_width, new_height
