@@ -221,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="peek", help="a bundled model or the folder of a SmolVLM checkpoint")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=32, help="requests a round at 8 clients; a quarter of it at 1")
+    parser.add_argument("--requests", type=int, default=64, help="requests a round at 8 clients; a quarter of it at 1")
     parser.add_argument("--tokens", type=int, default=32, help="tokens of each answer")
     parser.add_argument("--dtype", default="float32", help="number type of every server; 'auto' is each one's default")
     parser.add_argument("--minutes", type=float, default=6.0, help="no round begins after so many minutes of rounds")
