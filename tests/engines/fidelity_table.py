@@ -33,9 +33,9 @@ _MODELS = """\
 The models are tiny and random, made from the families' own configuration classes, with weights drawn so wide that
 another picture gives another answer (the tests assert it); pictures are solid shapes. The references are"""
 _CHECKS = """\
-They are fed by transformers' own image processors, the ones on Pillow. "batch mates" compares our answers alone with
-our answers among others. "pixels of 30 sizes" compares prepared pixels, at the published models' picture settings, and
-how many tokens stand for them."""
+transformers' models are fed by its own image processors, the ones on Pillow. "batch mates" compares our answers alone
+with our answers among others. "pixels of 30 sizes" compares prepared pixels, at the published models' picture
+settings, and how many tokens stand for them."""
 
 Largest = dict[tuple[str, str], float]
 """By (column, check)."""

@@ -12,9 +12,9 @@ see there); the strings below were checked against public copies:
   tests/models/mllama/test_processing_mllama.py (`test_apply_chat_template`, two of those here). The published Jinja
   template refuses a system turn with pictures ("Prompting with images is incompatible with system messages.") and puts
   today's date before text without them; ours does neither.
-- Phi-3.5-vision: the template in openvinotoolkit/openvino.genai (`PHI_VISION_CHAT_TEMPLATE`); that each stretch of text
-  begins with <s>: huggingface/transformers' unmerged tests/models/phi3_v/test_processor_phi3_v.py (`append(1)`), and
-  `_convert_images_texts_to_inputs` of the published processing_phi3_v.py.
+- Phi-3.5-vision: the template in microsoft/onnxruntime-extensions (`PHI_VISION_CHAT_TEMPLATE`). That each stretch of
+  text begins with <s>: huggingface/transformers' unmerged tests/models/phi3_v/test_processor_phi3_v.py (`append(1)`),
+  and `_convert_images_texts_to_inputs` of the published processing_phi3_v.py.
 """
 
 from __future__ import annotations
