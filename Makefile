@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?=
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu,)
 
-.PHONY: help install serve test test-slow check format bench readme openapi clean
+.PHONY: help install serve test test-slow test-all fidelity check format bench readme openapi clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,12 @@ test: install ## run the default test suite
 
 test-slow: install ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-all: install ## run the default suite and the tests that take minutes
+	$(BIN)/python -m pytest -m 'not gpu and not browser and not ray'
+
+fidelity: install ## compare every family with its reference; the table goes to docs/results/fidelity.md
+	$(BIN)/python -m tests.engines.fidelity_table
 
 check: install ## lint, types, import layers, sizes
 	$(BIN)/ruff check .

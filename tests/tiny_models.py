@@ -61,8 +61,12 @@ def write_smolvlm(
     seed: int = 0,
     context: int = 1024,
     tensors: dict[str, torch.Tensor] | None = None,
+    true_pictures: bool = False,
 ) -> Path:
-    """A SmolVLM of about 0.2M parameters: tiles of 32 px, 4 features each. `tensors` are stored besides its own."""
+    """A SmolVLM of about 0.2M parameters: tiles of 32 px, 4 features each. `tensors` are stored besides its own.
+
+    `true_pictures`: it cuts pictures as SmolVLM2-256M does, and only its layers are tiny; so with the writers below.
+    """
     from transformers.models.smolvlm.configuration_smolvlm import SmolVLMConfig
     from transformers.models.smolvlm.modeling_smolvlm import SmolVLMForConditionalGeneration
 
@@ -77,28 +81,33 @@ def write_smolvlm(
     }  # fmt: skip
     vision = {
         "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "image_size": 32, "patch_size": 8,
+        "image_size": 512 if true_pictures else 32, "patch_size": 16 if true_pictures else 8,
     }  # fmt: skip
     config = SmolVLMConfig(
-        text_config=text, vision_config=vision, scale_factor=2, image_token_id=ids["<image>"], pad_token_id=pad
+        text_config=text,
+        vision_config=vision,
+        scale_factor=4 if true_pictures else 2,
+        image_token_id=ids["<image>"],
+        pad_token_id=pad,
     )
     model = SmolVLMForConditionalGeneration(config)
     _save(model, folder, seed, [end], tensors)
     _save_tokenizer(tokenizer, folder, SMOLVLM_TEMPLATE, "<end_of_utterance>", SMOLVLM_SPECIALS)
     settings = {
         "image_processor_type": "SmolVLMImageProcessor", "do_convert_rgb": True, "do_resize": True, "resample": 1,
-        "size": {"longest_edge": 96}, "max_image_size": {"longest_edge": 32}, "do_image_splitting": split,
+        "size": {"longest_edge": 2048 if true_pictures else 96},
+        "max_image_size": {"longest_edge": 512 if true_pictures else 32}, "do_image_splitting": split,
         "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.5] * 3,
         "image_std": [0.5] * 3, "do_pad": True,
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     (folder / "processor_config.json").write_text(
-        json.dumps({"processor_class": "SmolVLMProcessor", "image_seq_len": 4})
+        json.dumps({"processor_class": "SmolVLMProcessor", "image_seq_len": 64 if true_pictures else 4})
     )
     return folder
 
 
-def write_qwen(folder: Path, *, seed: int = 0, context: int = 1024) -> Path:
+def write_qwen(folder: Path, *, seed: int = 0, context: int = 1024, true_pictures: bool = False) -> Path:
     """A Qwen2.5-VL of about 0.2M parameters: patches of 14 px, merged two by two, windows of 4 by 4 patches."""
     from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
@@ -127,14 +136,15 @@ def write_qwen(folder: Path, *, seed: int = 0, context: int = 1024) -> Path:
     _save(Qwen2_5_VLForConditionalGeneration(config), folder, seed, ends, None)
     _save_tokenizer(tokenizer, folder, QWEN_TEMPLATE, "<|im_end|>", QWEN_SPECIALS)
     settings = {
-        "image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 56 * 56, "max_pixels": 28 * 28 * 64,
+        "image_processor_type": "Qwen2VLImageProcessor", "min_pixels": 56 * 56,
+        "max_pixels": 12_845_056 if true_pictures else 28 * 28 * 64,
         "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder
 
 
-def write_mllama(folder: Path, *, seed: int = 1, context: int = 1024) -> Path:
+def write_mllama(folder: Path, *, seed: int = 1, context: int = 1024, true_pictures: bool = False) -> Path:
     """A Llama 3.2 Vision of about 0.3M parameters: tiles of 32 px, 17 places each, two cross-attention layers of four.
 
     As in the real one the output head has no row for the image token, the last of the vocabulary.
@@ -145,6 +155,7 @@ def write_mllama(folder: Path, *, seed: int = 1, context: int = 1024) -> Path:
     tokenizer = _tokenizer(MLLAMA_SPECIALS)
     ids = {token: tokenizer.token_to_id(token) for token in MLLAMA_SPECIALS}
     ends = [ids["<|end_of_text|>"], ids["<|eom_id|>"], ids["<|eot_id|>"]]
+    side = 560 if true_pictures else 32
     text = {
         "vocab_size": ids["<|image|>"], "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": context,
@@ -157,7 +168,7 @@ def write_mllama(folder: Path, *, seed: int = 1, context: int = 1024) -> Path:
     }  # fmt: skip
     vision = {
         "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_global_layers": 1,
-        "attention_heads": 2, "image_size": 32, "patch_size": 8, "vision_output_dim": 96,
+        "attention_heads": 2, "image_size": side, "patch_size": 14 if true_pictures else 8, "vision_output_dim": 96,
         "intermediate_layers_indices": [0, 1],
     }  # fmt: skip
     config = MllamaConfig(text_config=text, vision_config=vision, image_token_index=ids["<|image|>"])
@@ -165,7 +176,7 @@ def write_mllama(folder: Path, *, seed: int = 1, context: int = 1024) -> Path:
     _save_tokenizer(tokenizer, folder, MLLAMA_TEMPLATE, "<|eot_id|>", MLLAMA_SPECIALS)
     settings = {
         "image_processor_type": "MllamaImageProcessor", "do_convert_rgb": True, "do_resize": True, "resample": 2,
-        "size": {"height": 32, "width": 32}, "max_image_tiles": 4, "do_rescale": True, "rescale_factor": 1 / 255,
+        "size": {"height": side, "width": side}, "max_image_tiles": 4, "do_rescale": True, "rescale_factor": 1 / 255,
         "do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_pad": True,
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))

@@ -40,8 +40,14 @@ def decoder_settings(vocabulary: int, context: int, short_tokens: int) -> dict[s
     }  # fmt: skip
 
 
-def write_phi3(folder: Path, *, seed: int = 0, context: int = 1024, short_tokens: int = 512) -> Path:
-    """About 0.2M parameters: crops of 28 px that become 4 features each. LongRoPE turns after `short_tokens` tokens."""
+def write_phi3(
+    folder: Path, *, seed: int = 0, context: int = 1024, short_tokens: int = 512, true_pictures: bool = False
+) -> Path:
+    """About 0.2M parameters: crops of 28 px that become 4 features each. LongRoPE turns after `short_tokens` tokens.
+
+    `true_pictures`: crops of 336 px with 144 features, as in Microsoft's.
+    """
+    clip = CLIP | ({"image_size": 336, "patch_size": 14} if true_pictures else {})
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _tokenizer()
     settings = decoder_settings(tokenizer.get_vocab_size() + 9, context, short_tokens)
@@ -55,11 +61,11 @@ def write_phi3(folder: Path, *, seed: int = 0, context: int = 1024, short_tokens
         },
         "img_processor": {
             "image_dim_out": 16, "model_name": "openai/clip-vit-large-patch14-336", "name": "clip_vision_model",
-            "num_img_tokens": 144, "vision_config": CLIP,
+            "num_img_tokens": 144, "vision_config": clip,
         },
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    save_file(_tensors(settings, seed), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(_tensors(settings, clip, seed), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2]}))
     image = {
         "auto_map": {"AutoImageProcessor": "processing_phi3_v.Phi3VImageProcessor"}, "num_crops": 4,
@@ -76,7 +82,7 @@ def write_phi3(folder: Path, *, seed: int = 0, context: int = 1024, short_tokens
     return folder
 
 
-def _tensors(settings: dict[str, object], seed: int) -> dict[str, torch.Tensor]:
+def _tensors(settings: dict[str, object], clip: dict[str, object], seed: int) -> dict[str, torch.Tensor]:
     """Every tensor under its original name, drawn wide enough for answers to depend on pictures."""
     from transformers.models.clip.configuration_clip import CLIPVisionConfig
     from transformers.models.clip.modeling_clip import CLIPVisionModel
@@ -87,7 +93,7 @@ def _tensors(settings: dict[str, object], seed: int) -> dict[str, torch.Tensor]:
     hidden, merged = 64, 4 * 16
     shapes = {name: weight.shape for name, weight in Phi3ForCausalLM(Phi3Config(**plain)).state_dict().items()}
     shapes |= {
-        TOWER + name: weight.shape for name, weight in CLIPVisionModel(CLIPVisionConfig(**CLIP)).state_dict().items()
+        TOWER + name: weight.shape for name, weight in CLIPVisionModel(CLIPVisionConfig(**clip)).state_dict().items()
     }
     shapes |= {
         VISION + "glb_GN": (1, 1, merged), VISION + "sub_GN": (1, 1, 1, merged),

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+
+import torch
 
 from onsight.core.generation import Finished, FinishReason, GenerateRequest, Sampling, TextDelta, TokenLogprob, Usage
 from onsight.core.messages import Image, Message, Role, Text
 from onsight.engines.torch_engine import TorchEngine
+from tests.engines.fidelity import TOLERANCE, Seen, WatchedEngine
 from tests.engines.torch_engine.reference import Expected, Reference
-
-TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Answer:
+    """`seen`: what the engine's sampler saw, where the engine is watched."""
+
     text: str
     logprobs: tuple[TokenLogprob, ...]
     reason: FinishReason
     usage: Usage
+    seen: Seen | None
 
 
 def turn(*parts: str | Image, role: Role = "user") -> Message:
@@ -41,16 +45,24 @@ async def answer(engine: TorchEngine, request: GenerateRequest) -> Answer:
                     text += piece
                     logprobs += tokens
                 case Finished(reason, usage):
-                    return Answer(text, logprobs, reason, usage)
+                    seen = engine.watch.take(request) if isinstance(engine, WatchedEngine) else None
+                    return Answer(text, logprobs, reason, usage, seen)
     raise AssertionError("no Finished event")
 
 
-def check(made: Answer, expected: Expected, reference: Reference) -> None:
-    """The same tokens, and every log-probability within `TOLERANCE` of the reference's."""
-    tokenizer = reference.tokenizer
-    wanted = [token for token in expected.tokens if token not in reference.ends]
-    assert made.usage.prompt_tokens == len(expected.prompt)
+def check(made: Answer, expected: Expected, reference: Reference) -> float:
+    """The same prompt and answer, token by token; the largest difference of any logit at any generated position.
+
+    That and every reported log-probability must be within `TOLERANCE` of the reference's.
+    """
+    tokenizer, seen = reference.tokenizer, made.seen
+    assert seen is not None
+    assert made.usage.prompt_tokens == len(expected.prompt) == len(seen.prompt)
+    # Negative ids are a reference's own way to say that a picture's feature stands there.
+    assert all(ours == one for ours, one in zip(seen.prompt, expected.prompt, strict=True) if one >= 0)
+    assert seen.tokens == expected.tokens
     assert made.usage.completion_tokens == len(expected.tokens)
+    wanted = [token for token in expected.tokens if token not in reference.ends]
     assert made.text == tokenizer.decode(wanted, skip_special_tokens=True)
     assert len(made.logprobs) == len(wanted)
     for place, (token, reported) in enumerate(zip(wanted, made.logprobs, strict=True)):
@@ -58,6 +70,20 @@ def check(made: Answer, expected: Expected, reference: Reference) -> None:
         assert abs(reported.chosen.logprob - float(theirs[token])) <= TOLERANCE
         best = theirs.topk(len(reported.top)).values.tolist()
         assert all(abs(ours.logprob - one) <= TOLERANCE for ours, one in zip(reported.top, best, strict=True))
+    return difference(seen.logits, expected.logits)
+
+
+def check_all(made: Iterable[Answer], expected: Iterable[Expected], reference: Reference) -> float:
+    """`check` for each; the largest difference of all."""
+    return max(check(ours, theirs, reference) for ours, theirs in zip(made, expected, strict=True))
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest difference between two tensors of one shape, which must be within `TOLERANCE`."""
+    assert ours.shape == theirs.shape
+    largest = float((ours - theirs).abs().max())
+    assert largest <= TOLERANCE
+    return largest
 
 
 def expectations(reference: Reference, requests: Sequence[GenerateRequest]) -> list[Expected]:

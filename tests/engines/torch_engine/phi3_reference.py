@@ -80,7 +80,9 @@ class Phi3Reference(Reference):
         inner = {name: value for name, value in table.items() if name not in (*other, "torch_dtype")}
         inner["rope_scaling"] = {**inner["rope_scaling"], "type": "longrope"}
         self.lm = Phi3ForCausalLM(Phi3Config(**inner)).eval()
-        self.clip = CLIPVisionModel(CLIPVisionConfig(**CLIP)).eval()
+        clip = CLIPVisionConfig(**(CLIP | table["img_processor"]["vision_config"]))
+        self.crop, self.half = int(clip.image_size), int(clip.image_size // clip.patch_size // 2)
+        self.clip = CLIPVisionModel(clip).eval()
         tensors = load_file(folder / "model.safetensors")
         self.lm.load_state_dict({name: one for name, one in tensors.items() if not name.startswith(VISION)})
         self.clip.load_state_dict({n.removeprefix(TOWER): t for n, t in tensors.items() if n.startswith(TOWER)})
@@ -102,6 +104,10 @@ class Phi3Reference(Reference):
                     text += part.text
             text += "<|end|>\n"
         return text + "<|assistant|>\n"
+
+    def see(self, image: Image) -> tuple[torch.Tensor, list[int]]:
+        pixels, rows, columns = views(_pil(image), 16, self.crop)
+        return pixels, [-1] * token_count(rows, columns, self.half)
 
     def features(self, image: Image, num_crops: int) -> torch.Tensor:
         """[tokens, hidden]"""

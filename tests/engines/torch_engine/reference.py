@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,10 @@ class Reference:
     def inputs(self, messages: Sequence[Message]) -> dict[str, torch.Tensor]:
         raise NotImplementedError
 
+    def see(self, image: Image) -> tuple[torch.Tensor, list[int]]:
+        """What the encoder is given for a picture that comes alone, and the ids that stand for it in a prompt."""
+        raise NotImplementedError
+
 
 class SmolVLMReference(Reference):
     """With SmolVLMProcessor's own expansion of a picture's placeholder."""
@@ -94,6 +99,30 @@ class SmolVLMReference(Reference):
         self.processor = SmolVLMImageProcessorPil.from_pretrained(folder)
         self.split = split
 
+        self.features_per_tile = int(json.loads((folder / "processor_config.json").read_text())["image_seq_len"])
+
+    def look(self, images: Sequence[Image]) -> dict[str, Any]:
+        return dict(
+            self.processor(
+                images=[[_pil(image) for image in images]],
+                do_image_splitting=self.split,
+                return_row_col_info=True,
+                return_tensors="pt",
+            )
+        )
+
+    def block(self, rows: int, columns: int) -> str:
+        return str(
+            get_image_prompt_string(
+                rows, columns, self.features_per_tile, "<fake_token_around_image>", "<image>", "<global-img>"
+            )
+        )
+
+    def see(self, image: Image) -> tuple[torch.Tensor, list[int]]:
+        made = self.look([image])
+        text = self.block(made["rows"][0][0], made["cols"][0][0])
+        return made["pixel_values"][0], self.tokenizer(text, add_special_tokens=False).input_ids
+
     def inputs(self, messages: Sequence[Message]) -> dict[str, torch.Tensor]:
         images = [image for message in messages for image in message.images]
         text = self.prompt(messages)
@@ -101,19 +130,10 @@ class SmolVLMReference(Reference):
             return dict(
                 self.tokenizer(text, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False)
             )
-        made = self.processor(
-            images=[[_pil(image) for image in images]],
-            do_image_splitting=self.split,
-            return_row_col_info=True,
-            return_tensors="pt",
-        )
-        first, *rest = text.split("<image>")
-        full = first
+        made = self.look(images)
+        full, *rest = text.split("<image>")
         for rows, columns, piece in zip(made["rows"][0], made["cols"][0], rest, strict=True):
-            full += (
-                get_image_prompt_string(rows, columns, 4, "<fake_token_around_image>", "<image>", "<global-img>")
-                + piece
-            )
+            full += self.block(rows, columns) + piece
         inputs = dict(self.tokenizer(full, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False))
         return inputs | {"pixel_values": made["pixel_values"], "pixel_attention_mask": made["pixel_attention_mask"]}
 
@@ -129,6 +149,11 @@ class QwenReference(Reference):
 
         self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
         self.processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
+
+    def see(self, image: Image) -> tuple[torch.Tensor, list[int]]:
+        made = self.processor(images=[_pil(image)], return_tensors="pt")
+        _, rows, columns = made["image_grid_thw"][0].tolist()
+        return made["pixel_values"], [self.tokenizer.convert_tokens_to_ids("<|image_pad|>")] * (rows * columns // 4)
 
     def inputs(self, messages: Sequence[Message]) -> dict[str, torch.Tensor]:
         images = [image for message in messages for image in message.images]
@@ -157,6 +182,10 @@ class MllamaReference(Reference):
 
         self.model = MllamaForConditionalGeneration.from_pretrained(folder).eval()
         self.processor = MllamaImageProcessorPil.from_pretrained(folder)
+
+    def see(self, image: Image) -> tuple[torch.Tensor, list[int]]:
+        made = self.processor(images=[[_pil(image)]], return_tensors="pt")
+        return made["pixel_values"][0, 0], [self.tokenizer.convert_tokens_to_ids("<|image|>")]
 
     def inputs(self, messages: Sequence[Message]) -> dict[str, torch.Tensor]:
         images = [image for message in messages for image in message.images]

@@ -22,6 +22,7 @@ from onsight.engines.torch_engine.prompt import ImagePlan, Pixels
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 from onsight.models.card import find_card
 from tests.engines.contract import idle
+from tests.engines.fidelity import WatchedEngine
 from tests.engines.torch_engine.asking import Answer, answer, asking, check, turn
 from tests.engines.torch_engine.conftest import StartEngine
 from tests.engines.torch_engine.reference import SmolVLMReference
@@ -82,7 +83,7 @@ def load_breaking(name: str, checkpoint: Checkpoint, vocabulary: Vocabulary) -> 
 @pytest.fixture(params=[1, 2], ids=["pictures in turn", "pictures apart"])
 async def breaking(smolvlm: Path, request: pytest.FixtureRequest) -> AsyncIterator[TorchEngine]:
     settings = TorchSettings(device="cpu", max_num_seqs=4, threads=request.param)
-    engine = TorchEngine(smolvlm, find_card("x", smolvlm), settings, load_family=load_breaking)
+    engine = WatchedEngine(smolvlm, find_card("x", smolvlm), settings, load_family=load_breaking)
     await engine.start()
     yield engine
     await engine.close()

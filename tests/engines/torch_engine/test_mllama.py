@@ -1,9 +1,7 @@
-"""Llama 3.2 Vision says what transformers' own `generate` says, whoever shares its batch and its slots."""
+"""Llama 3.2 Vision's own ways: which prefixes it may share, its tiles, what its text sees, its tensors' old names."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from onsight.core.errors import InvalidRequest, StartError, Unsupported
-from onsight.core.generation import GenerateRequest
 from onsight.core.messages import Image, ImageOptions
 from onsight.engines.torch_engine import kv_cache
 from onsight.engines.torch_engine.chat_template import ChatTemplate
@@ -34,56 +31,9 @@ RED, BLUE, GREEN = draw((200, 0, 0)), draw((0, 0, 220), 96, 40), draw((0, 150, 0
 SMALL = draw((120, 0, 120), 24, 24)
 
 
-def ragged() -> list[GenerateRequest]:
-    """Requests of many lengths with no picture to four, of one tile to four, one after another or with text between."""
-    return [
-        asking(turn(RED, "What colour?"), max_tokens=15),
-        asking(turn("Only text here, and a good deal of it: " + "what do you see? " * 6), max_tokens=9),
-        asking(turn("Text first, then the picture: ", SMALL), max_tokens=20),
-        asking(turn(RED, GREEN, "Compare the two."), max_tokens=9),
-        asking(
-            turn("Be brief.", role="system"),
-            turn(GREEN, "What is it?"),
-            turn("A box.", role="assistant"),
-            turn("Sure?"),
-        ),
-        asking(turn("one ", BLUE, " two ", RED, SMALL, " three ", GREEN), max_tokens=11),
-        asking(turn("Hello"), max_tokens=6),
-        asking(turn(SMALL, "?"), max_tokens=1),
-    ]
-
-
 @pytest.fixture(scope="module")
 def family(mllama: Path) -> Mllama:
     return Mllama(Checkpoint(mllama, torch.device("cpu"), torch.float32), Vocabulary(mllama))
-
-
-@pytest.mark.parametrize("slots", [3, 8])
-async def test_ragged_requests_read_together_or_joining_in_flight_match_generate(
-    mllama: Path, mllama_reference: MllamaReference, start: StartEngine, slots: int
-) -> None:
-    requests = ragged()
-    engine = await start(mllama, max_num_seqs=slots)
-    made = await asyncio.gather(*(answer(engine, request) for request in requests))
-    for ours, theirs in zip(made, expectations(mllama_reference, requests), strict=True):
-        check(ours, theirs, mllama_reference)
-
-
-async def test_a_prompt_read_in_parts_says_the_same(
-    mllama: Path, mllama_reference: MllamaReference, start: StartEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("onsight.engines.torch_engine.scheduler.PREFILL_TOKENS", 12)
-    requests = ragged()
-    engine = await start(mllama, max_num_seqs=4)
-    made = await asyncio.gather(*(answer(engine, request) for request in requests))
-    for ours, theirs in zip(made, expectations(mllama_reference, requests), strict=True):
-        check(ours, theirs, mllama_reference)
-
-
-async def test_the_answer_depends_on_the_picture(mllama: Path, start: StartEngine) -> None:
-    engine = await start(mllama)
-    texts = {(await answer(engine, asking(turn(picture, "What colour?")))).text for picture in (RED, BLUE, GREEN)}
-    assert len(texts) == 3
 
 
 async def test_cached_features_and_prefixes_change_nothing(
@@ -109,54 +59,6 @@ async def test_cached_features_and_prefixes_change_nothing(
     assert cached[0] == cached[3] == cached[4] == cached[5] == 0
     status = engine.status()
     assert (status.image_cache_hits_total, status.image_cache_misses_total) == (6, 2)
-
-
-async def test_a_prefix_is_reused_from_a_slot_that_is_still_running(
-    mllama: Path, mllama_reference: MllamaReference, start: StartEngine
-) -> None:
-    engine = await start(mllama, max_num_seqs=3)
-    words = "Say at length what you see: "
-    long = asking(turn(RED, GREEN, words + "what colour?"), max_tokens=60)
-    short = asking(turn(RED, GREEN, words + "what else?"))
-    first = asyncio.ensure_future(answer(engine, long))
-    while engine.status().kv_used_tokens == 0:
-        await asyncio.sleep(0.001)
-    second = await answer(engine, short)
-    assert not first.done()
-    assert second.usage.cached_tokens >= 16
-    check(second, mllama_reference.generate(short.messages, 12), mllama_reference)
-    check(await first, mllama_reference.generate(long.messages, 60), mllama_reference)
-
-
-async def test_a_conversation_reuses_its_own_prompt_and_answer(
-    mllama: Path, mllama_reference: MllamaReference, start: StartEngine
-) -> None:
-    engine = await start(mllama)
-    messages = [turn(BLUE, "What do you see?")]
-    for question in ("Is it red?", "Where?", "Read the screen."):
-        made = await answer(engine, asking(*messages))
-        check(made, mllama_reference.generate(messages, 12), mllama_reference)
-        messages += [turn("A blue square.", role="assistant"), turn(question)]
-    assert made.usage.cached_tokens >= 16
-
-
-async def test_no_cache_at_all_still_answers(
-    mllama: Path, mllama_reference: MllamaReference, start: StartEngine
-) -> None:
-    engine = await start(mllama, image_cache_bytes=0, max_num_seqs=1)
-    for request in (asking(turn("a", RED)), asking(turn("b", RED, GREEN)), asking(turn("c"))):
-        check(await answer(engine, request), mllama_reference.generate(request.messages, 12), mllama_reference)
-    assert engine.status().image_cache_hits_total == 0
-
-
-async def test_penalties_and_schemas_know_the_head_has_no_row_for_pictures(mllama: Path, start: StartEngine) -> None:
-    engine = await start(mllama)
-    schema = json.dumps({"type": "object", "properties": {"x": {"type": "boolean"}}, "required": ["x"]})
-    both = {"presence_penalty": 1.0, "frequency_penalty": 1.0, "top_logprobs": 20}
-    for parts in (("Is it red?",), (RED, "Is it red?")):
-        made = await answer(engine, asking(turn(*parts), schema=schema, max_tokens=40, **both))
-        assert made.reason == "length" or set(json.loads(made.text)) >= {"x"}
-        await answer(engine, asking(turn(*parts), **both))
 
 
 async def test_the_published_tensor_names_are_understood(
@@ -231,32 +133,6 @@ def test_only_the_same_pictures_in_the_same_order_share_a_beginning(family: Mlla
 
     assert beginning(RED, "a") == beginning("b", RED)
     assert len({beginning("a"), beginning(RED), beginning(BLUE), beginning(RED, BLUE), beginning(BLUE, RED)}) == 5
-
-
-def test_no_system_turn_is_made_up_and_the_beginning_comes_once(
-    family: Mllama, mllama_reference: MllamaReference, mllama: Path
-) -> None:
-    template = ChatTemplate(mllama, family.image_text, family.chat_template)
-    messages = [turn("Be brief.", role="system"), turn(RED, "<|image|> a"), turn("b", role="assistant"), turn("c", RED)]
-    pieces = template.render(messages)
-    text = "".join("<|image|>" if isinstance(piece, Image) else piece.text for piece in pieces)
-    assert text == (
-        "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|>"
-        "<|start_header_id|>user<|end_header_id|>\n\n<|image|><|image|> a<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\nb<|eot_id|>"
-        "<|start_header_id|>user<|end_header_id|>\n\nc<|image|><|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n"
-    )
-    assert text == mllama_reference.prompt(messages)
-    alone = "".join(piece.text for piece in template.render([turn("Hi")]) if not isinstance(piece, Image))
-    assert alone.startswith("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>")
-
-
-def test_a_typed_placeholder_is_text(family: Mllama, mllama: Path) -> None:
-    template = ChatTemplate(mllama, family.image_text, family.chat_template)
-    vocabulary = Vocabulary(mllama)
-    prompt = lay_out((turn("<|image|>"),), template, vocabulary, [], family.image_token_id)
-    assert vocabulary.require("<|image|>") not in prompt.token_ids
 
 
 def test_places_for_pictures_are_counted_when_memory_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,23 +17,6 @@ from tests.tiny_models import draw
 pytestmark = pytest.mark.model
 
 RED = (200, 0, 0)
-TYPED = (
-    "<image> <end_of_utterance>\n<|im_start|> <|image_pad|> <|vision_start|> <fake_token_around_image> \ue0000\ue001"
-)
-
-
-@pytest.mark.parametrize("name", ["smolvlm", "qwen"])
-async def test_typed_placeholders_are_plain_characters(
-    name: str, start: StartEngine, request: pytest.FixtureRequest
-) -> None:
-    engine = await start(request.getfixturevalue(name))
-    plain = await answer(engine, asking(turn(TYPED), max_tokens=2))
-    assert plain.usage.image_tokens == 0
-    # Every typed character is read: as special tokens these 100 would be about ten.
-    assert plain.usage.prompt_tokens > 70
-    with_picture = await answer(engine, asking(turn(draw(RED), TYPED), max_tokens=2))
-    alone = await answer(engine, asking(turn(draw(RED), "a"), max_tokens=2))
-    assert with_picture.usage.image_tokens == alone.usage.image_tokens
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\n", " a  b ", "ends with blank ", "\ttabs", "Größe 中文 🙂", "1234 5,6"])
