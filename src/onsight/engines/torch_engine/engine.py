@@ -215,6 +215,7 @@ class TorchEngine:
         loading.check_folder(folder, self._card.replaces_code)
         device = loading.pick_device(settings.device)
         dtype = loading.pick_dtype(settings.dtype, device)
+        _require_room(folder, device, dtype)
         vocabulary = Vocabulary(folder)
         checkpoint = loading.Checkpoint(folder, device, dtype, self._progress)
         family = self._load_family(self._card.family, checkpoint, vocabulary)
@@ -238,3 +239,14 @@ class TorchEngine:
         )
         intake = Intake(family, vocabulary, template, grammars, features, size.tokens)
         return _Loaded(intake, loop, device, size)
+
+
+def _require_room(folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse weights that cannot fit before any memory is taken, for on a CPU the system would end the process."""
+    needed, free = loading.weight_bytes(folder, dtype), kv_cache.free_bytes(device)
+    if needed > free:
+        raise StartError(
+            f"{folder}: the weights take {needed / 2**30:.2f} GiB as {str(dtype).removeprefix('torch.')}, but"
+            f" {device.type} has {free / 2**30:.2f} GiB free: choose a smaller model or number format; a model is never"
+            " spread over several devices"
+        )

@@ -47,7 +47,7 @@ def fit(
     beside = settings.max_num_seqs * _picture_bytes(shape, dtype)
     room = settings.kv_cache_tokens
     if room is None:
-        room = max(0, int(_free_bytes(device) * _SHARE_OF_FREE[device.type]) - beside) // bytes_a_token
+        room = max(0, int(free_bytes(device) * _SHARE_OF_FREE[device.type]) - beside) // bytes_a_token
     if tokens * settings.max_num_seqs <= room:
         return KeyValueSize(settings.max_num_seqs, tokens)
     each = room // settings.max_num_seqs
@@ -74,7 +74,8 @@ def _picture_bytes(shape: KeyValueShape, dtype: torch.dtype) -> int:
     return 2 * cross.layers * shape.heads * shape.dim * cross.pictures * cross.tokens * dtype.itemsize
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on `device`: of the GPU, or of this machine or container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = int(psutil.virtual_memory().available)
