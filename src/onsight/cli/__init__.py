@@ -22,7 +22,9 @@ commands = typer.Typer(
 )
 commands.command()(with_settings(serve))
 commands.command()(
-    with_settings(chat, only=("model", "device", "dtype", "max_model_len", "threads", "media_remote", "api_key"))
+    with_settings(
+        chat, only=("model", "revision", "device", "dtype", "max_model_len", "threads", "media_remote", "api_key")
+    )
 )
 commands.command()(openapi)
 
