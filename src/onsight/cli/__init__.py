@@ -8,6 +8,7 @@ import typer
 
 from onsight import __version__
 from onsight.cli.chat import chat
+from onsight.cli.models import models
 from onsight.cli.openapi import openapi
 from onsight.cli.options import with_settings
 from onsight.cli.serve import serve
@@ -26,6 +27,7 @@ commands.command()(
         chat, only=("model", "revision", "device", "dtype", "max_model_len", "threads", "media_remote", "api_key")
     )
 )
+commands.command()(with_settings(models, only=("revision", "device", "dtype", "max_num_seqs")))
 commands.command()(openapi)
 
 

@@ -84,6 +84,12 @@ def locate_model(model: str, revision: str | None = None) -> Path:
     `revision`: the branch, tag or commit of a Hub id; None is its main branch. Raises StartError with one sentence that
     says what was looked for and what to do.
     """
+    found = find_local(model, revision)
+    return _download(model, revision) if found is None else found
+
+
+def find_local(model: str, revision: str | None = None) -> Path | None:
+    """As `locate_model`, but asks nobody: None for a Hub id that is not in the cache, or not all of it."""
     folder = _local_folder(model)
     if folder is not None:
         if revision is not None:
@@ -95,11 +101,7 @@ def locate_model(model: str, revision: str | None = None) -> Path:
             f"there is no model {model!r}: it is not bundled ({', '.join(bundled_models())}), not a folder,"
             f" and not a Hub id like owner/name{hint}"
         )
-    found = _cached_folder(model, revision)
-    if found is None:
-        found = _download(model, revision)
-    log.info("%s is at commit %s", model, found.name)
-    return found
+    return _cached_folder(model, revision)
 
 
 def _local_folder(model: str) -> Path | None:
