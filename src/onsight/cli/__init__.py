@@ -12,6 +12,7 @@ from onsight.cli.models import models
 from onsight.cli.openapi import openapi
 from onsight.cli.options import with_settings
 from onsight.cli.serve import serve
+from onsight.cli.verify import verify
 from onsight.core.errors import OnsightError
 
 commands = typer.Typer(
@@ -24,10 +25,13 @@ commands = typer.Typer(
 commands.command()(with_settings(serve))
 commands.command()(
     with_settings(
-        chat, only=("model", "revision", "device", "dtype", "max_model_len", "threads", "media_remote", "api_key")
+        chat,
+        only=("model", "revision", "device", "dtype", "max_model_len", "threads", "media_remote", "api_key"),
+        argument="",
     )
 )
 commands.command()(with_settings(models, only=("revision", "device", "dtype", "max_num_seqs")))
+commands.command()(with_settings(verify, only=("model", "revision", "device", "dtype", "threads")))
 commands.command()(openapi)
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from huggingface_hub import constants, model_info, scan_cache_dir, snapshot_download
@@ -59,6 +60,7 @@ class CachedModel:
     whole: bool
 
 
+@cache
 def bundled_models() -> tuple[str, ...]:
     """Names of the models that ship in the package."""
     return tuple(sorted(path.parent.name for path in BUNDLED.glob("*/config.json")))
@@ -116,8 +118,14 @@ def _local_folder(model: str) -> Path | None:
             return None
     except OSError as error:
         raise StartError(f"{model} cannot be looked at: {error.strerror}") from None
-    if not os.access(path, os.R_OK | os.X_OK):
-        raise StartError(f"folder {model} cannot be read by this user: allow it to (chmod), or run as one who may")
+    try:
+        # Listing needs one permission and entering another.
+        os.listdir(path)
+        (path / "config.json").exists()
+    except PermissionError:
+        raise StartError(
+            f"folder {model} cannot be read by this user: allow it to (chmod), or run as one who may"
+        ) from None
     return path
 
 

@@ -24,7 +24,7 @@ from onsight.engines.torch_engine.families import LoadFamily, load_family
 from onsight.engines.torch_engine.feature_cache import FeatureCache
 from onsight.engines.torch_engine.grammar import GrammarCompiler
 from onsight.engines.torch_engine.intake import Intake
-from onsight.engines.torch_engine.memory import memory_use
+from onsight.engines.torch_engine.memory import memory_use, require_room
 from onsight.engines.torch_engine.prefix import SlotBook
 from onsight.engines.torch_engine.runner import Runner
 from onsight.engines.torch_engine.sampling import Sampler
@@ -218,7 +218,7 @@ class TorchEngine:
         loading.check_folder(folder, self._card.replaces_code)
         device = loading.pick_device(settings.device)
         dtype = loading.pick_dtype(settings.dtype, device)
-        _require_room(folder, device, dtype)
+        require_room(folder, device, dtype)
         vocabulary = Vocabulary(folder)
         checkpoint = loading.Checkpoint(folder, device, dtype, self._progress)
         family = self._load_family(self._card.family, checkpoint, vocabulary)
@@ -242,14 +242,3 @@ class TorchEngine:
         )
         intake = Intake(family, vocabulary, template, grammars, features, size.tokens)
         return _Loaded(intake, loop, device, size, memory_use(family, folder, dtype))
-
-
-def _require_room(folder: Path, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse weights that cannot fit before any memory is taken, for on a CPU the system would end the process."""
-    needed, free = loading.weight_bytes(folder, dtype), kv_cache.free_bytes(device)
-    if needed > free:
-        raise StartError(
-            f"{folder}: the weights take {needed / 2**30:.2f} GiB as {str(dtype).removeprefix('torch.')}, but"
-            f" {device.type} has {free / 2**30:.2f} GiB free: choose a smaller model or number format; a model is never"
-            " spread over several devices"
-        )

@@ -210,6 +210,17 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, rename: Callable[[str
                     checkpoint.progress(done, len(places))
 
 
+def require_finite(folder: Path) -> int:
+    """Read every stored tensor once; how many there are. Raises StartError that names one with NaN or infinity."""
+    stored = stored_tensors(folder)
+    for path in sorted({one.path for one in stored.values()}):
+        with _opened(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                if not bool(torch.isfinite(file.get_tensor(name)).all()):
+                    raise StartError(f"{folder}: tensor {name} holds NaN or infinity: download the model again")
+    return len(stored)
+
+
 def _account(
     folder: Path, stored: dict[str, StoredTensor], targets: dict[str, torch.Tensor], rename: Callable[[str], str]
 ) -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from onsight.core.engine import PICTURE_PX, MemoryUse
+from onsight.core.errors import StartError
 from onsight.core.messages import Image
 from onsight.engines.torch_engine import kv_cache, loading
 from onsight.engines.torch_engine.families import load_family
@@ -41,6 +42,17 @@ def memory_use(family: Family, folder: Path, dtype: torch.dtype) -> MemoryUse:
         picture_tokens=tokens,
         picture_bytes=tokens * each + kv_cache.beside_bytes(shape, dtype),
     )
+
+
+def require_room(folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse weights that cannot fit before any memory is taken, for on a CPU the system would end the process."""
+    needed, free = loading.weight_bytes(folder, dtype), kv_cache.free_bytes(device)
+    if needed > free:
+        raise StartError(
+            f"{folder}: the weights take {needed / 2**30:.2f} GiB as {str(dtype).removeprefix('torch.')}, but"
+            f" {device.type} has {free / 2**30:.2f} GiB free: choose a smaller model or number format; a model is never"
+            " spread over several devices"
+        )
 
 
 def survey(folder: Path, card: ModelCard, settings: TorchSettings) -> Survey:
