@@ -19,7 +19,7 @@ Command = Callable[..., None]
 def with_settings(command: Command, only: Sequence[str] = (), argument: str = "model") -> Command:
     """`command(settings, ...)` as a typer command whose flags are the fields of Settings (all, or those in `only`).
 
-    The field `argument` is given without a flag; "" gives none so. `--config FILE` is added.
+    The field `argument` is given by its place and has no flag; "" is for none such. `--config FILE` is added.
     """
     own = [
         parameter

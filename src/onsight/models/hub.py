@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from huggingface_hub import constants, model_info, scan_cache_dir, snapshot_download
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     CacheNotFound,
     FileMetadataError,
@@ -68,6 +68,8 @@ def bundled_models() -> tuple[str, ...]:
 
 def cached_models() -> tuple[CachedModel, ...]:
     """The models in the Hugging Face cache by name, each at its main branch, else at what was used last."""
+    from huggingface_hub import scan_cache_dir  # slow to import, and only needed here
+
     try:
         repos = [repo for repo in scan_cache_dir().repos if repo.repo_type == "model" and repo.revisions]
     except CacheNotFound:
@@ -155,6 +157,8 @@ def _cached_folder(model: str, revision: str | None) -> Path | None:
 
 def _download(model: str, revision: str | None) -> Path:
     """Fetch what is missing of the snapshot, with progress bars on a terminal. Raises StartError."""
+    from huggingface_hub import model_info  # slow to import, and only needed here
+
     try:
         listed = model_info(model, revision=revision, timeout=_HUB_TIMEOUT_S).siblings or []
         names = [one.rfilename for one in listed if "/" not in one.rfilename]

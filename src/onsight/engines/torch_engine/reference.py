@@ -95,8 +95,10 @@ def load_reference(family: str, checkpoint: Checkpoint) -> Reference | None:
             return _qwen(checkpoint)
         case "mllama":
             return _mllama(checkpoint)
-        case _:
+        case "phi3_vision":
             return None
+        case _:
+            raise StartError(f"{checkpoint.folder}: no reference is known for family {family!r}, so nothing to compare")
 
 
 def _smolvlm(checkpoint: Checkpoint) -> Reference:
