@@ -144,6 +144,17 @@ async def test_a_tensor_that_is_in_two_files_is_named_with_both(spoil: Callable[
     assert "second.safetensors" in text
 
 
+async def test_a_tensor_under_an_older_name_and_its_own_is_refused(qwen: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(qwen, tmp_path / "twice"))
+    tensors = load_file(folder / "model.safetensors")
+    older = {"model.norm.weight": tensors["model.language_model.norm.weight"] + 1}
+    save_file(tensors | older, folder / "model.safetensors")
+    engine = TorchEngine(folder, find_card(str(folder), folder), TorchSettings(device="cpu"))
+    with pytest.raises(StartError, match=r"norm\.weight is there twice, under an older name too"):
+        await engine.start()
+    await engine.close()
+
+
 async def test_weights_that_do_not_fit_in_memory_are_refused_before_they_are_read(spoil: Callable[..., Path]) -> None:
     folder = spoil()
     numbers = 1 << 40
