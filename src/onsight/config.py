@@ -39,6 +39,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     model: str = Field("peek", description="Model to serve: 'peek' (bundled), a folder, or a Hub id.")
+    revision: str | None = Field(
+        None, min_length=1, description="Branch, tag or commit of a Hub id; its main branch if unset."
+    )
     served_model_name: Names = Field(
         (), description="Names that clients use for the model; the first one is in answers."
     )

@@ -92,7 +92,7 @@ def assemble(settings: Settings, progress: Progress | None = None) -> Site:
 def _engine(settings: Settings, progress: Progress | None) -> tuple[ChatEngine, ModelCard]:
     if settings.engine == "fake":
         return FakeEngine(), FAKE_CARD
-    folder = locate_model(settings.model)
+    folder = locate_model(settings.model, settings.revision)
     card = find_card(settings.model, folder)
     if "chat" not in card.capabilities:
         raise StartError(
@@ -227,15 +227,20 @@ class DrainingServer(uvicorn.Server):
 def loading_bar() -> Iterator[Progress]:
     """A progress bar on standard error while weights load; nothing where that is no terminal."""
     console = Console(stderr=True)
-    with ProgressBar(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("loading weights", total=None)
+    bar = ProgressBar(console=console, transient=True, disable=not console.is_terminal)
+    task = bar.add_task("loading weights", total=None)
 
-        def progress(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, visible=done < total)
-            if done >= total:
-                bar.stop()
+    def progress(done: int, total: int) -> None:
+        # Begun with the first tensor: a download before it has bars of its own.
+        bar.start()
+        bar.update(task, completed=done, total=total, visible=done < total)
+        if done >= total:
+            bar.stop()
 
+    try:
         yield progress
+    finally:
+        bar.stop()
 
 
 class _JsonLines(logging.Formatter):

@@ -20,7 +20,7 @@ from onsight.core.engine import ChatEngine
 from onsight.core.messages import Image, ImageRef
 from onsight.engines.fake_engine import FakeEngine, FakeScript
 from onsight.media.door import MediaDoor
-from onsight.models.card import ModelCard
+from onsight.models.card import Defaults, ModelCard, PixelBudget
 from onsight.tasks.admission import Admission
 from onsight.tasks.chat import Chat
 from onsight.tasks.record import Record
@@ -34,6 +34,8 @@ CARD = ModelCard(
     description="No model at all.",
     capabilities=("chat",),
     convention="0..1000",
+    pixels={"chat": PixelBudget(max_pixels=500_000)},
+    defaults=Defaults(temperature=0.25),
 )
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from onsight.core.engine import EngineState, EngineStatus
+from onsight.core.engine import EngineState, EngineStatus, MemoryUse
 from onsight.engines.fake_engine import FakeEngine
 from tests.api.conftest import Bench
 
@@ -15,12 +15,13 @@ from tests.api.conftest import Bench
 class Stated(FakeEngine):
     """An engine in a given state."""
 
-    def __init__(self, state: EngineState) -> None:
+    def __init__(self, state: EngineState, memory: MemoryUse | None = None) -> None:
         super().__init__()
         self._stated = state
+        self._memory = memory
 
     def status(self) -> EngineStatus:
-        return EngineStatus(state=self._stated, device="cuda:0")
+        return EngineStatus(state=self._stated, device="cuda:0", memory=self._memory)
 
 
 async def test_the_root_has_every_key_that_any_of_the_five_services_had(bench: Bench) -> None:
@@ -100,8 +101,23 @@ async def test_a_model_is_shown_with_its_cards_facts(bench: Bench) -> None:
         "licence": "Apache-2.0",
         "capabilities": ["chat"],
         "convention": "0..1000",
+        "pixels": {"chat": {"min_pixels": None, "max_pixels": 500_000}},
+        "defaults": {"temperature": 0.25, "top_p": None},
         "context_tokens": 4096,
+        "memory": None,
     }
+
+
+async def test_a_model_says_what_it_takes_in_memory_once_it_is_loaded(build: Callable[..., Bench]) -> None:
+    memory = MemoryUse(weights_bytes=1000, token_bytes=20, picture_tokens=30, picture_bytes=600)
+    shown = (await build(engine=Stated("ready", memory)).get("/v1/models/fake")).json()
+    assert shown["memory"] == {
+        "weights_bytes": 1000,
+        "token_bytes": 20,
+        "picture_tokens": 30,
+        "picture_bytes": 600,
+    }
+    assert (await build(engine=Stated("loading", memory)).get("/v1/models/fake")).json()["memory"] is None
 
 
 async def test_a_model_that_is_loading_has_no_context_yet(build: Callable[..., Bench]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 
 import pytest
 from PIL import Image as Picture
@@ -13,9 +13,10 @@ from PIL import Image as Picture
 from onsight.api.openai.calls import to_call
 from onsight.api.openai.wire import ChatRequest
 from onsight.api.services import ApiSettings
-from onsight.core.generation import Sampling
+from onsight.core.generation import Event, GenerateRequest, Sampling
 from onsight.core.messages import Draft, ImageOptions, ImageRef, Text
-from onsight.engines.fake_engine import FakeScript
+from onsight.engines.fake_engine import FakeEngine, FakeScript
+from onsight.models.card import Defaults
 from tests.api.conftest import Bench, events, hello, user
 
 
@@ -28,7 +29,7 @@ def png(width: int = 32, height: int = 16) -> str:
 
 def call(**fields: object):
     request = ChatRequest.model_validate({"messages": hello(), **fields})
-    return to_call(request, ApiSettings(max_tokens_default=99, temperature_default=0.5), "id")
+    return to_call(request, ApiSettings(max_tokens_default=99, temperature_default=0.5), "id", Defaults())
 
 
 async def test_a_plain_answer_has_openais_shape(bench: Bench) -> None:
@@ -144,6 +145,27 @@ async def test_a_history_with_our_own_answer_in_it_is_read(bench: Bench) -> None
         messages=[{"role": "developer", "content": "be brief"}, *hello(), message, *hello("more")]
     )
     assert response.status_code == 200
+
+
+def test_a_models_own_defaults_stand_before_the_servers() -> None:
+    settings, own = ApiSettings(temperature_default=0.5, top_p_default=0.9), Defaults(temperature=0.0)
+    silent = to_call(ChatRequest.model_validate({"messages": hello()}), settings, "id", own)
+    assert (silent.sampling.temperature, silent.sampling.top_p) == (0.0, 0.9)
+    asked = ChatRequest.model_validate({"messages": hello(), "temperature": 1.5, "top_p": 0.25})
+    told = to_call(asked, settings, "id", Defaults(temperature=0.0, top_p=0.8))
+    assert (told.sampling.temperature, told.sampling.top_p) == (1.5, 0.25)
+
+
+async def test_the_route_samples_as_the_models_card_says(build: Callable[..., Bench]) -> None:
+    asked: list[GenerateRequest] = []
+
+    class Listening(FakeEngine):
+        def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+            asked.append(request)
+            return super().generate(request)
+
+    await build(engine=Listening()).chat()
+    assert asked[0].sampling.temperature == 0.25
 
 
 def test_every_sampling_field_reaches_the_engine() -> None:

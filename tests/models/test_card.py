@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from onsight.core.errors import StartError
-from onsight.models.card import PixelBudget, cards, find_card
+from onsight.models.card import PixelBudget, card_of_name, cards, find_card
 from onsight.models.hub import bundled_models, locate_model
 
 
@@ -38,9 +38,22 @@ def test_a_budget_falls_back_on_that_of_chat(tmp_path: Path) -> None:
     assert card.budget("ocr") == card.budget("chat") == PixelBudget(max_pixels=8_294_400)
 
 
-def test_an_unknown_architecture_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StartError, match="LlamaForCausalLM"):
+def test_an_unknown_architecture_is_named_beside_the_families_that_there_are(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="LlamaForCausalLM") as caught:
         find_card("x/y", folder_with(tmp_path, "LlamaForCausalLM"))
+    for card in cards():
+        if card.architectures:
+            assert f"{card.title} ({', '.join(card.architectures)})" in str(caught.value)
+
+
+def test_every_published_model_is_one_of_its_own_card() -> None:
+    published = {name: card.name for card in cards() for name in card.published}
+    assert len(published) >= 13
+    assert {name: getattr(card_of_name(name), "name", None) for name in published} == published
+
+
+def test_a_name_that_no_card_is_for_has_none() -> None:
+    assert card_of_name("org/none") is None
 
 
 def test_an_adapter_has_its_bases_card(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ import typer
 
 from onsight import __version__
 from onsight.cli.chat import chat
+from onsight.cli.models import models
 from onsight.cli.openapi import openapi
 from onsight.cli.options import with_settings
 from onsight.cli.serve import serve
+from onsight.cli.verify import verify
 from onsight.core.errors import OnsightError
 
 commands = typer.Typer(
@@ -22,8 +24,14 @@ commands = typer.Typer(
 )
 commands.command()(with_settings(serve))
 commands.command()(
-    with_settings(chat, only=("model", "device", "dtype", "max_model_len", "threads", "media_remote", "api_key"))
+    with_settings(
+        chat,
+        only=("model", "revision", "device", "dtype", "max_model_len", "threads", "media_remote", "api_key"),
+        argument="",
+    )
 )
+commands.command()(with_settings(models, only=("revision", "device", "dtype", "max_num_seqs")))
+commands.command()(with_settings(verify, only=("model", "revision", "device", "dtype", "threads")))
 commands.command()(openapi)
 
 

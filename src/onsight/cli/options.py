@@ -16,10 +16,10 @@ from onsight.config import PREFIX, Settings, load_settings
 Command = Callable[..., None]
 
 
-def with_settings(command: Command, only: Sequence[str] = ()) -> Command:
+def with_settings(command: Command, only: Sequence[str] = (), argument: str = "model") -> Command:
     """`command(settings, ...)` as a typer command whose flags are the fields of Settings (all, or those in `only`).
 
-    `model` becomes an argument for `serve` (no `only`) and a flag elsewhere. `--config FILE` is added.
+    The field `argument` is given by its place and has no flag; "" is for none such. `--config FILE` is added.
     """
     own = [
         parameter
@@ -27,9 +27,7 @@ def with_settings(command: Command, only: Sequence[str] = ()) -> Command:
         if name != "settings"
     ]
     names = [name for name in Settings.model_fields if not only or name in only]
-    parameters = [
-        _parameter(name, Settings.model_fields[name], as_argument=name == "model" and not only) for name in names
-    ]
+    parameters = [_parameter(name, Settings.model_fields[name], as_argument=name == argument) for name in names]
 
     @wraps(command)
     def run(config: Path | None = None, **given: object) -> None:

@@ -15,11 +15,29 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """What a model takes in memory, in bytes, beside the working memory of a forward.
+
+    `token_bytes`: keys and values of one token of prompt or answer. `picture_tokens`: how many tokens a picture of
+    `PICTURE_PX` takes in the prompt; `picture_bytes`: what these keep, with all that is kept of the picture aside.
+    """
+
+    weights_bytes: int
+    token_bytes: int
+    picture_tokens: int
+    picture_bytes: int
+
+
+PICTURE_PX = (1920, 1080)
+"""Width and height of the picture that `MemoryUse` speaks of: a common screen."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStatus:
     """What `/health`, `/ready` and `/metrics` may say about an engine; reading it never waits for the engine.
 
     `kv_used_tokens` of `kv_total_tokens` places in the key-value cache hold live sequences. The `*_total` counters
-    only grow.
+    only grow. `memory` is None for an engine that holds no model itself, and until it is loaded.
     """
 
     state: EngineState
@@ -35,6 +53,7 @@ class EngineStatus:
     prompt_tokens_total: int = 0
     steps_total: int = 0
     detail: str = ""
+    memory: MemoryUse | None = None
 
 
 class Engine(Protocol):

@@ -28,16 +28,25 @@ class PixelBudget:
 
 
 @dataclass(frozen=True, slots=True)
+class Defaults:
+    """How a family is sampled when a request does not say; None leaves it to the server."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What is known of one model or family.
+    """What is known of one model or family. What follows from a checkpoint's own files (context, sizes) is not here.
 
     `family`: the module of `torch_engine/families` that runs it. `models`: glob patterns of Hub ids that the card
-    is for.
+    is for; `published`: those that there are, to choose from.
     `architectures`: names in config.json's `architectures` that it covers when no id matches.
     `replaces_code`: its checkpoints name code of their own, which our family stands in for and which is never run.
     `capabilities`: the tasks it was made for; a missing task is refused as Unsupported.
     `convention`: the space in which its answers give coordinates; None when it was not trained to point.
     `prompts`: task name -> prompt text. `pixels`: task name -> budget ("chat" is every task's default).
+    `defaults`: how chat is sampled unless a request says otherwise.
     """
 
     name: str
@@ -47,11 +56,13 @@ class ModelCard:
     description: str
     capabilities: tuple[Capability, ...]
     models: tuple[str, ...] = ()
+    published: tuple[str, ...] = ()
     architectures: tuple[str, ...] = ()
     replaces_code: bool = False
     convention: Convention | None = None
     prompts: Mapping[str, str] | None = None
     pixels: Mapping[str, PixelBudget] | None = None
+    defaults: Defaults = Defaults()
 
     def budget(self, task: str) -> PixelBudget:
         """The pixel budget of `task`, else that of chat, else none."""
@@ -77,7 +88,9 @@ def _read(name: str, text: str) -> ModelCard:
         convention=convention,
         pixels=pixels,
         prompts=table.pop("prompts", {}),
+        defaults=Defaults(**table.pop("defaults", {})),
         models=tuple(table.pop("models", ())),
+        published=tuple(table.pop("published", ())),
         architectures=tuple(table.pop("architectures", ())),
         **table,
     )
@@ -91,6 +104,14 @@ def cards() -> tuple[ModelCard, ...]:
     return tuple(_read(entry.name.removesuffix(".toml"), entry.read_text("utf-8")) for entry in files)
 
 
+def card_of_name(model: str) -> ModelCard | None:
+    """The card for a Hub id by its pattern, or for a card's own name; None when no card is for it."""
+    for card in cards():
+        if model == card.name or any(fnmatch.fnmatchcase(model.lower(), pattern.lower()) for pattern in card.models):
+            return card
+    return None
+
+
 def find_card(model: str, folder: Path) -> ModelCard:
     """The card for `model` (a Hub id, a folder or "peek") whose files lie in `folder`.
 
@@ -99,16 +120,16 @@ def find_card(model: str, folder: Path) -> ModelCard:
     """
     base = None if (folder / "config.json").exists() else adapter_base(folder)
     for name in (model, base or model):
-        for card in cards():
-            if any(fnmatch.fnmatchcase(name.lower(), pattern.lower()) for pattern in card.models):
-                return card
+        named = card_of_name(name)
+        if named is not None:
+            return named
     architectures = _architectures(folder if base is None else locate_base(folder, base))
     for card in cards():
         if set(card.architectures) & set(architectures):
             return card
-    known = sorted({architecture for card in cards() for architecture in card.architectures})
+    known = ", ".join(f"{card.title} ({', '.join(card.architectures)})" for card in cards() if card.architectures)
     raise StartError(
-        f"{model}: no card knows the architectures {architectures} of its config.json; known are {', '.join(known)}"
+        f"{model}: config.json names the architectures {architectures}, which no family here runs; known are {known}"
     )
 
 
@@ -118,7 +139,9 @@ def _architectures(folder: Path) -> list[str]:
         config = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise StartError(f"{folder} holds no config.json, so it is no model folder") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise StartError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise StartError(f"{path} cannot be read as JSON: {error}") from None
     names = config.get("architectures") if isinstance(config, dict) else None
     return [str(name) for name in names] if isinstance(names, list) else []

@@ -296,7 +296,7 @@ def test_an_adapter_file_that_is_cut_short_is_refused(spoil: Callable[..., Path]
     folder = spoil()
     path = folder / "adapter_model.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
-    assert "adapter_model.safetensors is no readable" in refusal(folder)
+    assert "adapter_model.safetensors is cut short or no safetensors file" in refusal(folder)
 
 
 def test_all_halves_are_stored(adapter: tuple[Path, ColQwenReference]) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from onsight.core.errors import StartError
 from onsight.engines.torch_engine import TorchEngine, TorchSettings
+from onsight.engines.torch_engine.loading import dtype_for
 from onsight.engines.torch_engine.vocabulary import Vocabulary, end_token_ids
 from onsight.models.card import find_card
 from tests.engines.torch_engine.asking import answer, asking, turn
@@ -65,6 +66,115 @@ async def test_a_tensor_of_another_shape_is_named_with_both_shapes(spoil: Callab
     assert name in text
     assert "[3]" in text
     assert "[64]" in text
+
+
+async def test_a_renamed_tensor_is_named_as_it_should_be_and_as_it_is(spoil: Callable[..., Path]) -> None:
+    name = "model.text_model.norm.weight"
+    text = await refusal(spoil(lambda tensors: tensors.update({"model.norm": tensors.pop(name)})))
+    assert f"tensor {name} is missing" in text
+    assert "unexpected tensor model.norm;" in text
+
+
+async def test_of_many_faults_the_first_are_told_and_the_rest_counted(spoil: Callable[..., Path]) -> None:
+    text = await refusal(spoil(lambda tensors: [tensors.pop(name) for name in sorted(tensors)[:7]]))
+    assert "and 4 more is missing" in text
+
+
+async def test_quantised_weights_are_refused(spoil: Callable[..., Path]) -> None:
+    name = "model.text_model.norm.weight"
+    text = await refusal(spoil(lambda tensors: tensors.update({name: tensors[name].to(torch.float8_e4m3fn)})))
+    assert name in text
+    assert "quantised (F8_E4M3)" in text
+
+
+async def test_a_file_that_is_cut_short_is_named(spoil: Callable[..., Path]) -> None:
+    folder = spoil()
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    text = await refusal(folder)
+    assert str(path) in text
+    assert "cut short" in text
+
+
+def write_in_two_files(folder: Path) -> None:
+    """The checkpoint's weights in two files, with an index that says which tensor is in which."""
+    tensors = sorted(load_file(folder / "model.safetensors").items())
+    (folder / "model.safetensors").unlink()
+    places = {}
+    for number, part in enumerate((tensors[::2], tensors[1::2]), 1):
+        name = f"model-{number:05}-of-00002.safetensors"
+        save_file(dict(part), folder / name)
+        places |= {tensor: name for tensor, _ in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+async def test_a_file_that_the_index_names_and_the_folder_lacks_is_named(spoil: Callable[..., Path]) -> None:
+    folder = spoil()
+    write_in_two_files(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    text = await refusal(folder)
+    assert "model.safetensors.index.json names model-00002-of-00002.safetensors" in text
+
+
+async def test_with_an_index_other_weights_in_the_folder_are_not_read(
+    spoil: Callable[..., Path], smolvlm: Path, start: StartEngine
+) -> None:
+    folder = spoil()
+    write_in_two_files(folder)
+    save_file({"stray": torch.zeros(2)}, folder / "consolidated.safetensors")
+    request = asking(turn(draw((200, 0, 0)), "What colour?"))
+    assert (await answer(await start(folder), request)).text == (await answer(await start(smolvlm), request)).text
+
+
+@pytest.mark.parametrize("table", [{}, {"weight_map": {"x": "../elsewhere.safetensors"}}, {"weight_map": []}])
+async def test_an_index_that_names_no_files_of_the_folder_is_refused(
+    spoil: Callable[..., Path], table: dict[str, object]
+) -> None:
+    folder = spoil()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(table | {"metadata": {}}))
+    assert "weight_map" in await refusal(folder)
+
+
+async def test_a_tensor_that_is_in_two_files_is_named_with_both(spoil: Callable[..., Path]) -> None:
+    folder = spoil()
+    name = "model.text_model.norm.weight"
+    save_file({name: torch.ones(64)}, folder / "second.safetensors")
+    text = await refusal(folder)
+    assert name in text
+    assert "second.safetensors" in text
+
+
+async def test_a_tensor_under_an_older_name_and_its_own_is_refused(qwen: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(qwen, tmp_path / "twice"))
+    tensors = load_file(folder / "model.safetensors")
+    older = {"model.norm.weight": tensors["model.language_model.norm.weight"] + 1}
+    save_file(tensors | older, folder / "model.safetensors")
+    engine = TorchEngine(folder, find_card(str(folder), folder), TorchSettings(device="cpu"))
+    with pytest.raises(StartError, match=r"norm\.weight and \S*norm\.weight are for the same place"):
+        await engine.start()
+    await engine.close()
+
+
+async def test_weights_that_do_not_fit_in_memory_are_refused_before_they_are_read(spoil: Callable[..., Path]) -> None:
+    folder = spoil()
+    numbers = 1 << 40
+    header = json.dumps({"huge": {"dtype": "BF16", "shape": [numbers], "data_offsets": [0, 2 * numbers]}}).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 2 * numbers)  # sparse: it takes no room on the disk
+    text = await refusal(folder)
+    assert "4096.00 GiB as float32" in text
+    assert "GiB free" in text
+
+
+def test_bfloat16_is_for_hardware_that_has_it() -> None:
+    assert dtype_for("auto", "cpu", True) == torch.float32
+    assert dtype_for("auto", "cuda", True) == torch.bfloat16
+    assert dtype_for("auto", "cuda", False) == torch.float16
+    assert dtype_for("auto", "mps", True) == torch.float16
+    assert dtype_for("bfloat16", "cpu", True) == torch.bfloat16
+    with pytest.raises(StartError, match="float16 or float32"):
+        dtype_for("bfloat16", "cuda", False)
 
 
 async def test_pickled_weights_are_refused(spoil: Callable[..., Path]) -> None:

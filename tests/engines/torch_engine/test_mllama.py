@@ -140,9 +140,9 @@ def test_places_for_pictures_are_counted_when_memory_is_shared_out(monkeypatch: 
     shape = KeyValueShape(4, 2, 16, CrossShape(2, 4, 4, 17))
     pictures = 2 * 2 * 2 * 16 * (4 * 4 * 17) * 4 * settings.max_num_seqs
     tokens = 2 * 4 * 2 * 16 * 4 * 300 * settings.max_num_seqs
-    monkeypatch.setattr(kv_cache, "_free_bytes", lambda device: 2 * (pictures + tokens))
+    monkeypatch.setattr(kv_cache, "free_bytes", lambda device: 2 * (pictures + tokens))
     assert kv_cache.fit(shape, 4096, settings, cpu, torch.float32).tokens == 300
     assert kv_cache.fit(replace(shape, cross=None), 4096, settings, cpu, torch.float32).tokens > 300
-    monkeypatch.setattr(kv_cache, "_free_bytes", lambda device: pictures)
+    monkeypatch.setattr(kv_cache, "free_bytes", lambda device: pictures)
     with pytest.raises(StartError, match=r"beside .* GiB for their pictures"):
         kv_cache.fit(shape, 4096, settings, cpu, torch.float32)

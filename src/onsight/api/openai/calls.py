@@ -19,15 +19,16 @@ from onsight.api.openai.wire import (
 from onsight.api.services import ApiSettings
 from onsight.core.generation import Sampling
 from onsight.core.messages import Draft, ImageOptions, ImageRef, Text
+from onsight.models.card import Defaults
 from onsight.tasks.chat import ChatCall
 
 
-def to_call(request: ChatRequest, settings: ApiSettings, request_id: str) -> ChatCall:
-    """`request`, with the server's defaults where it names none."""
+def to_call(request: ChatRequest, settings: ApiSettings, request_id: str, defaults: Defaults) -> ChatCall:
+    """`request`, with the model's `defaults` where it names none, else the server's."""
     return ChatCall(
         drafts=tuple(_draft(message, f"messages.{index}") for index, message in enumerate(request.messages)),
         model=request.model,
-        sampling=_sampling(request, settings),
+        sampling=_sampling(request, settings, defaults),
         schema=_schema(request),
         n=request.n or 1,
         request_id=request_id,
@@ -55,11 +56,11 @@ def _options(image: ImageUrl) -> ImageOptions:
     return ImageOptions(image.detail or "auto", image.min_pixels, image.max_pixels)
 
 
-def _sampling(request: ChatRequest, settings: ApiSettings) -> Sampling:
+def _sampling(request: ChatRequest, settings: ApiSettings, defaults: Defaults) -> Sampling:
     return Sampling(
         max_tokens=request.max_completion_tokens or request.max_tokens or settings.max_tokens_default,
-        temperature=settings.temperature_default if request.temperature is None else request.temperature,
-        top_p=1.0 if request.top_p is None else request.top_p,
+        temperature=_first(request.temperature, defaults.temperature, settings.temperature_default),
+        top_p=_first(request.top_p, defaults.top_p, settings.top_p_default),
         top_k=request.top_k or 0,
         seed=request.seed,
         presence_penalty=request.presence_penalty or 0.0,
@@ -68,6 +69,13 @@ def _sampling(request: ChatRequest, settings: ApiSettings) -> Sampling:
         logprobs=bool(request.logprobs),
         top_logprobs=request.top_logprobs or 0,
     )
+
+
+def _first(asked: float | None, of_model: float | None, of_server: float) -> float:
+    """What was asked for, else the model's default, else the server's."""
+    if asked is not None:
+        return asked
+    return of_server if of_model is None else of_model
 
 
 def _schema(request: ChatRequest) -> str | None:

@@ -33,9 +33,10 @@ class ChatRoute:
         with self._services.admission.place():
             pass
         wire = await read_json(request, ChatRequest)
-        call = to_call(wire, self._settings, request_id(request.scope))
+        loaded = self._services.roster.find(wire.model)
+        call = to_call(wire, self._settings, request_id(request.scope), loaded.card.defaults)
         self._check_count(call)
-        heading = Heading(self._services.roster.find(call.model).name)
+        heading = Heading(loaded.name)
         taken_up(request.scope)
         events = self._services.chat.stream(call)
         if not wire.stream:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from onsight.core.errors import StartError
-from onsight.engines.torch_engine.loading import read_json, refuse_code, stored_tensors
+from onsight.engines.torch_engine.loading import read_json, read_tensors, refuse_code
 from onsight.models.hub import ADAPTER_CONFIG
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -93,7 +93,7 @@ def merge_adapter(model: nn.Module, adapter: Adapter, rename: Callable[[str], st
     folder = adapter.folder
     linears = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
     halves: dict[tuple[str, str], torch.Tensor] = {}
-    for stored, read in stored_tensors([folder / _WEIGHTS]):
+    for stored, tensor in read_tensors(folder / _WEIGHTS).items():
         half = next((one for one in _HALVES if stored.endswith(one)), "")
         weight = rename(stored.removeprefix(_PREFIX).removesuffix(half) + ".weight") if half else None
         module = "" if weight is None else weight.removesuffix(".weight")
@@ -101,7 +101,6 @@ def merge_adapter(model: nn.Module, adapter: Adapter, rename: Callable[[str], st
             raise StartError(f"{folder}: unexpected tensor {stored}; the model has no place for it")
         linear = linears[module]
         wanted = [adapter.rank, linear.in_features] if half == _HALVES[0] else [linear.out_features, adapter.rank]
-        tensor = read()
         if list(tensor.shape) != wanted:
             raise StartError(f"{folder}: tensor {stored} has shape {list(tensor.shape)}, but must have {wanted}")
         if (module, half) in halves:

@@ -43,7 +43,7 @@ class ChatTemplate:
         With `{number}` in `image_text`, turns are plain strings in which we write it, a line for each picture, and
         every stretch of text begins with the tokenizer's opening token: such models' text is tokenised piece by piece.
         """
-        source = source or _find(folder)
+        source = source or find_template(folder)
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
@@ -129,8 +129,8 @@ def _refuse(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _find(folder: Path) -> str:
-    """The template, wherever checkpoints keep it."""
+def find_template(folder: Path) -> str:
+    """The template (Jinja), wherever checkpoints keep it. Raises StartError when there is none."""
     if (folder / "chat_template.jinja").exists():
         return (folder / "chat_template.jinja").read_text("utf-8")
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-from onsight.core.engine import EngineState, EngineStatus, Progress
+from onsight.core.engine import EngineState, EngineStatus, MemoryUse, Progress
 from onsight.core.errors import EngineFailed, RequestError, StartError, Unavailable
 from onsight.core.generation import Event, Finished, GenerateRequest
 from onsight.engines.torch_engine import kv_cache, loading
@@ -26,6 +26,7 @@ from onsight.engines.torch_engine.families import LoadFamily, load_family
 from onsight.engines.torch_engine.feature_cache import FeatureCache
 from onsight.engines.torch_engine.grammar import GrammarCompiler
 from onsight.engines.torch_engine.intake import Intake
+from onsight.engines.torch_engine.memory import memory_use, require_room
 from onsight.engines.torch_engine.prefix import SlotBook
 from onsight.engines.torch_engine.runner import Runner
 from onsight.engines.torch_engine.sampling import Sampler
@@ -53,6 +54,7 @@ class _Loaded:
     loop: StepLoop
     device: torch.device
     size: kv_cache.KeyValueSize
+    memory: MemoryUse
 
 
 class TorchEngine:
@@ -118,6 +120,7 @@ class TorchEngine:
             device=str(self._loaded.device),
             waiting=self._loaded.loop.status.waiting + self._outside,
             kv_total_tokens=size.slots * size.tokens,
+            memory=self._loaded.memory,
         )
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
@@ -217,6 +220,7 @@ class TorchEngine:
         loading.check_folder(folder, self._card.replaces_code)
         device = loading.pick_device(settings.device)
         dtype = loading.pick_dtype(settings.dtype, device)
+        require_room(folder, device, dtype)
         vocabulary = Vocabulary(folder)
         checkpoint = loading.Checkpoint(folder, device, dtype, self._progress)
         family = self._load_family(self._card.family, checkpoint, vocabulary)
@@ -240,4 +244,4 @@ class TorchEngine:
             ends,
         )
         intake = Intake(family, vocabulary, template, grammars, features, size.tokens)
-        return _Loaded(intake, loop, device, size)
+        return _Loaded(intake, loop, device, size, memory_use(family, folder, dtype))

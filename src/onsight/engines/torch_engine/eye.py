@@ -81,7 +81,7 @@ class Eye:
     def _broken(self, sequences: Rows[Sequence]) -> Rows[Sequence]:
         """Encode all that these sequences have yet to read; those of them whose pictures cannot be encoded."""
         try:
-            self._encode([span for sequence in sequences for span in sequence.unseen()])
+            self.encode([span for sequence in sequences for span in sequence.unseen()])
         except Exception:  # the engine's boundary: whatever breaks concerns these requests only
             if len(sequences) == 1:
                 log.exception("a picture could not be encoded; its request fails with it")
@@ -91,8 +91,8 @@ class Eye:
             return [one for sequence in sequences for one in self._broken([sequence])]
         return []
 
-    def _encode(self, spans: Rows[Span]) -> None:
-        """Each picture once, all in one batch; one that another request brought meanwhile is taken over."""
+    def encode(self, spans: Rows[Span]) -> None:
+        """Give these pictures features, on this thread: each once, in one batch; what the cache has is taken over."""
         wanted: dict[str, Pixels] = {}
         for span in spans:
             span.features = self.features.find(span.plan.key)

@@ -43,11 +43,11 @@ def fit(
     tokens = settings.max_model_len or longest
     if tokens > longest:
         raise StartError(f"max_model_len is {tokens}, but the model was made for {longest} tokens")
-    bytes_a_token = 2 * shape.layers * shape.heads * shape.dim * dtype.itemsize
-    beside = settings.max_num_seqs * _picture_bytes(shape, dtype)
+    bytes_a_token = token_bytes(shape, dtype)
+    beside = settings.max_num_seqs * (shape.cross.pictures if shape.cross else 0) * beside_bytes(shape, dtype)
     room = settings.kv_cache_tokens
     if room is None:
-        room = max(0, int(_free_bytes(device) * _SHARE_OF_FREE[device.type]) - beside) // bytes_a_token
+        room = max(0, int(free_bytes(device) * _SHARE_OF_FREE[device.type]) - beside) // bytes_a_token
     if tokens * settings.max_num_seqs <= room:
         return KeyValueSize(settings.max_num_seqs, tokens)
     each = room // settings.max_num_seqs
@@ -66,15 +66,19 @@ def fit(
     return KeyValueSize(settings.max_num_seqs, each)
 
 
-def _picture_bytes(shape: KeyValueShape, dtype: torch.dtype) -> int:
-    """What a slot's pictures take in cross-attention layers."""
+def token_bytes(shape: KeyValueShape, dtype: torch.dtype) -> int:
+    """What the keys and values of one token take."""
+    return 2 * shape.layers * shape.heads * shape.dim * dtype.itemsize
+
+
+def beside_bytes(shape: KeyValueShape, dtype: torch.dtype) -> int:
+    """What one picture takes in cross-attention layers, aside from the tokens of its prompt."""
     cross = shape.cross
-    if cross is None:
-        return 0
-    return 2 * cross.layers * shape.heads * shape.dim * cross.pictures * cross.tokens * dtype.itemsize
+    return 2 * cross.layers * shape.heads * shape.dim * cross.tokens * dtype.itemsize if cross else 0
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on `device`: of the GPU, or of this machine or container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     free = int(psutil.virtual_memory().available)

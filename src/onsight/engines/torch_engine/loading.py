@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,18 +24,45 @@ log = logging.getLogger(__name__)
 JsonObject = dict[str, object]
 
 _REMOTE_CODE_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
+_INDEX = "model.safetensors.index.json"
+"""Where a checkpoint in several files says which tensor is in which."""
 _FORGETTABLE = (".rotary_emb.inv_freq", ".position_ids")
 """Buffers that old checkpoints store though they are computed, not learned."""
+_PLAIN_KINDS = ("F64", "F32", "F16", "BF16")
+"""How safetensors calls the number formats that hold weights as they are; all others are quantised."""
+_NAMED = 3
+"""So many tensors of each fault are named in a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A folder that was checked, and how its model is to stand in memory."""
+    """A folder that was checked, and how its model is to stand in memory.
+
+    On torch's "meta" device tensors have shapes and no numbers: what is stored is then checked, and nothing is read.
+    """
 
     folder: Path
     device: torch.device
     dtype: torch.dtype
     progress: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """What the header of the safetensors file `path` says of one tensor; `kind` is its number format, like "BF16"."""
+
+    name: str
+    path: Path
+    shape: tuple[int, ...]
+    kind: str
+
+    @property
+    def numbers(self) -> int:
+        """How many there are."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
 
 
 def read_json(path: Path) -> JsonObject:
@@ -43,7 +71,9 @@ def read_json(path: Path) -> JsonObject:
         table = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise StartError(f"{path.parent} holds no {path.name}, so it is no complete model folder") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise StartError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
         raise StartError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(table, dict):
         raise StartError(f"{path} holds no JSON object")
@@ -67,7 +97,7 @@ def check_folder(folder: Path, replaces_code: bool = False) -> None:
     read_json(folder / "config.json")
     if not replaces_code:
         refuse_code(folder)
-    if not _weight_files(folder):
+    if not weight_files(folder):
         pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
         found = f"only {', '.join(pickles)}, which can hide code" if pickles else "none"
         raise StartError(f"{folder} must hold its weights as .safetensors files; found {found}")
@@ -96,68 +126,159 @@ def pick_device(choice: DeviceChoice) -> torch.device:
 
 
 def pick_dtype(choice: DtypeChoice, device: torch.device) -> torch.dtype:
-    """The number format; "auto" is float32 on a CPU, bfloat16 on CUDA, float16 on Apple's GPUs."""
-    chosen = {"cpu": "float32", "cuda": "bfloat16", "mps": "float16"}[device.type] if choice == "auto" else choice
+    """The number format to run with on `device`; see `dtype_for`."""
+    native = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return dtype_for(choice, device.type, native)
+
+
+def dtype_for(choice: DtypeChoice, device_type: str, native_bfloat16: bool) -> torch.dtype:
+    """ "auto" is float32 on a CPU, bfloat16 on CUDA where the GPU has it, else float16 as on Apple's GPUs.
+
+    Raises StartError for bfloat16 on a GPU that would only emulate it.
+    """
+    if choice == "bfloat16" and not native_bfloat16:
+        raise StartError("dtype is bfloat16, which this GPU does not have: choose float16 or float32")
+    cuda = "bfloat16" if native_bfloat16 else "float16"
+    chosen = {"cpu": "float32", "cuda": cuda, "mps": "float16"}[device_type] if choice == "auto" else choice
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[chosen]
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights: those that the index names, if there is one. Raises StartError."""
+    index = read_optional_json(folder / _INDEX)
+    if not index:
+        return sorted(folder.glob("*.safetensors"))
+    table = index.get("weight_map")
+    names = sorted({str(name) for name in table.values()}) if isinstance(table, dict) else []
+    # A name with a path in it would have us open a file outside the folder.
+    if not names or any(Path(name).name != name for name in names):
+        raise StartError(f"{folder / _INDEX} does not say which file holds which tensor (weight_map)")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise StartError(
+            f"{folder / _INDEX} names {_listed(missing)}, which the folder does not hold: download the model again"
+        )
+    return [folder / name for name in names]
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor that `folder` holds by name, read from the files' headers alone.
+
+    Raises StartError for a file that is cut short or damaged, and for a tensor that is in two files.
+    """
+    stored: dict[str, StoredTensor] = {}
+    for path in weight_files(folder):
+        with _opened(path, "np") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                if name in stored:
+                    raise StartError(
+                        f"{folder}: tensor {name} is both in {stored[name].path.name} and in {path.name}: keep one of"
+                        f" them, or say which in {_INDEX}"
+                    )
+                part = file.get_slice(name)
+                stored[name] = StoredTensor(name, path, tuple(part.get_shape()), str(part.get_dtype()))
+    return stored
+
+
+def weight_bytes(folder: Path, dtype: torch.dtype) -> int:
+    """What the weights take in memory as `dtype`. Raises StartError as `stored_tensors` does."""
+    return dtype.itemsize * sum(one.numbers for one in stored_tensors(folder).values())
+
+
+@contextmanager
+def _opened(path: Path, framework: Literal["pt", "np"]) -> Iterator[Any]:
+    """`path` as safetensors opens it: an object without types of its own. For "pt" the system reserves its memory."""
+    try:
+        with safe_open(path, framework=framework, device="cpu") as file:
+            yield file
+    except OSError as error:
+        raise StartError(f"{path} cannot be read: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise StartError(f"{path} is cut short or no safetensors file ({error}): download it again") from None
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, rename: Callable[[str], str | None]) -> None:
     """Copy every tensor of `checkpoint` into `model`, casting to the model's number format on the way.
 
     `rename` maps a checkpoint's tensor name to the model's, or to None when the model knows it and does without.
-    Raises StartError with the name of the first tensor that is missing, unexpected, mis-shaped or there twice;
-    computed buffers and tied output weights may be absent or present.
+    Raises StartError that names the tensors that are missing, unexpected, mis-shaped or there twice, before any of them
+    is read; computed buffers and tied output weights may be absent or present.
     """
-    folder, progress = checkpoint.folder, checkpoint.progress
-    targets = model.state_dict(keep_vars=True)
-    groups: dict[int, list[str]] = {}
-    for own, target in targets.items():
-        groups.setdefault(target.data_ptr(), []).append(own)
-    aliases = {name: names for names in groups.values() for name in names}
-    filled: set[str] = set()
-    sources: dict[str, str] = {}
-    for stored, read in stored_tensors(_weight_files(folder)):
-        name = rename(stored)
-        if name is None:
+    targets: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    stored = stored_tensors(checkpoint.folder)
+    places = _account(checkpoint.folder, stored, targets, rename)
+    if checkpoint.device.type == "meta":
+        return
+    done = 0
+    for path in sorted({one.path for one in stored.values()}):
+        with _opened(path, "pt") as file, torch.no_grad():
+            for name in [name for name in places if stored[name].path == path]:
+                targets[places[name]].copy_(file.get_tensor(name))
+                done += 1
+                if checkpoint.progress is not None:
+                    checkpoint.progress(done, len(places))
+
+
+def require_finite(folder: Path) -> int:
+    """Read every stored tensor once; how many there are. Raises StartError that names one with NaN or infinity."""
+    stored = stored_tensors(folder)
+    for path in sorted({one.path for one in stored.values()}):
+        with _opened(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                if not bool(torch.isfinite(file.get_tensor(name)).all()):
+                    raise StartError(f"{folder}: tensor {name} holds NaN or infinity: download the model again")
+    return len(stored)
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Everything in one safetensors file. Raises StartError for a file that cannot be read."""
+    with _opened(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+def _account(
+    folder: Path,
+    stored: dict[str, StoredTensor],
+    targets: dict[str, torch.Tensor],
+    rename: Callable[[str], str | None],
+) -> dict[str, str]:
+    """Stored name -> the model's name, for all that is to be read. Raises StartError with everything that is wrong."""
+    places: dict[str, str] = {}
+    unexpected, faults = [], []
+    for name, one in stored.items():
+        place = rename(name)
+        if place is None:
             continue
-        if name not in targets:
-            if name.endswith(_FORGETTABLE):
-                continue
-            raise StartError(f"{folder}: unexpected tensor {stored}; the model has no place for it")
-        if name in sources:
-            raise StartError(f"{folder}: tensors {sources[name]} and {stored} are for the same place; keep one of them")
-        sources[name] = stored
-        tensor = read()
-        if tensor.shape != targets[name].shape:
-            wanted, found = list(targets[name].shape), list(tensor.shape)
-            raise StartError(f"{folder}: tensor {stored} has shape {found}, but the model asks for {wanted}")
-        with torch.no_grad():
-            targets[name].copy_(tensor)
-        filled.update(aliases[name])
-        if progress is not None:
-            progress(len(filled), len(targets))
-    missing = sorted(set(targets) - filled)
+        if place not in targets:
+            if not place.endswith(_FORGETTABLE):
+                unexpected.append(name)
+            continue
+        wanted = targets[place]
+        if one.shape != tuple(wanted.shape):
+            faults.append(f"tensor {name} has shape {list(one.shape)}, but config.json asks for {list(wanted.shape)}")
+        elif wanted.is_floating_point() and one.kind not in _PLAIN_KINDS:
+            faults.append(f"tensor {name} is quantised ({one.kind}), and only plain weights are read here")
+        elif place in places.values():
+            first = next(one for one, used in places.items() if used == place)
+            faults.append(f"tensors {first} and {name} are for the same place; keep one of them")
+        places[name] = place
+    # Tied weights are one tensor under several names, and stored under any of them.
+    filled = {id(targets[place]) for place in places.values()}
+    missing = sorted(name for name, target in targets.items() if id(target) not in filled)
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise StartError(f"{folder}: tensor {missing[0]}{more} is missing from the weights")
+        faults.insert(0, f"tensor {_listed(missing)} is missing from the weights")
+    if unexpected:
+        faults.append(f"unexpected tensor {_listed(sorted(unexpected))}; the model has no place for it")
+    if faults:
+        more = f"; and {len(faults) - _NAMED} more faults" if len(faults) > _NAMED else ""
+        raise StartError(f"{folder}: {'; '.join(faults[:_NAMED])}{more}")
+    return places
 
 
-def stored_tensors(paths: Iterable[Path]) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
-    """The name of every tensor in these safetensors files and how to read it, one file open at a time.
-
-    Raises StartError for a file that cannot be read.
-    """
-    for path in paths:
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                for name in file.keys():  # noqa: SIM118 (not a dict)
-                    yield name, partial(file.get_tensor, name)
-        except (OSError, SafetensorError) as error:
-            raise StartError(f"{path} is no readable safetensors file: {error}") from None
+def _listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def image_settings(folder: Path) -> JsonObject:
