@@ -14,7 +14,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from onsight.core.errors import InvalidRequest, StartError
-from onsight.core.messages import Image, Message, Text
+from onsight.core.messages import Image, Message, Text, Video
 from onsight.engines.torch_engine.loading import JsonObject, read_json, read_optional_json
 
 _STAND_IN = "\ue000{index}\ue001"
@@ -101,6 +101,8 @@ def _turn(message: Message, texts: list[Text]) -> dict[str, object]:
     for part in message.parts or (Text(""),):
         if isinstance(part, Image):
             content.append({"type": "image"})
+        elif isinstance(part, Video):
+            content.append({"type": "video"})
         else:
             content.append({"type": "text", "text": _STAND_IN.format(index=len(texts))})
             texts.append(part)
