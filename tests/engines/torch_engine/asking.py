@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from onsight.core.generation import Finished, FinishReason, GenerateRequest, Sampling, TextDelta, TokenLogprob, Usage
-from onsight.core.messages import Image, Message, Role, Text
+from onsight.core.messages import Image, Message, Role, Text, Video
 from onsight.engines.torch_engine import TorchEngine
 from tests.engines.torch_engine.reference import Expected, Reference
 
@@ -22,7 +22,7 @@ class Answer:
     usage: Usage
 
 
-def turn(*parts: str | Image, role: Role = "user") -> Message:
+def turn(*parts: str | Image | Video, role: Role = "user") -> Message:
     return Message(role, tuple(Text(part) if isinstance(part, str) else part for part in parts))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 
 import PIL.Image
@@ -13,18 +12,18 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLCo
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from onsight.core.errors import InvalidMedia, InvalidRequest, StartError
+from onsight.core.errors import InvalidRequest, StartError
 from onsight.core.messages import Image
 from onsight.engines.torch_engine.families.decoder import Decoder, KeyValueShape
+from onsight.engines.torch_engine.families.qwen_sizes import check_stretch, resized
+from onsight.engines.torch_engine.families.qwen_video import QwenVideo
 from onsight.engines.torch_engine.loading import Checkpoint, image_settings, load_weights, read_json
-from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
+from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Plan, Prompt, VideoPlan
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
 _IMAGE = "<|image_pad|>"
 _LOW_PIXELS = 512 * 28 * 28
 """`detail: low`: at most 512 image tokens."""
-_MOST_STRETCHED = 200
-"""Qwen's limit on width / height and height / width."""
 
 
 class QwenVL:
@@ -61,20 +60,19 @@ class QwenVL:
         self._patch = int(self._processor.patch_size)
         self._merge = int(self._processor.merge_size)
         self.image_token_id = vocabulary.require(_IMAGE)
-        media = (vocabulary.find(token) for token in ("<|video_pad|>", "<|vision_start|>", "<|vision_end|>"))
-        self.media_token_ids = frozenset({self.image_token_id, *(token for token in media if token is not None)})
+        seconds = float(config.vision_config.tokens_per_second)
+        self.watcher = QwenVideo(folder, vocabulary, self._patch, self._merge, seconds)
+        media = (vocabulary.find(token) for token in ("<|vision_start|>", "<|vision_end|>"))
+        self.media_token_ids = frozenset(
+            {self.image_token_id, self.watcher.token_id, *(token for token in media if token is not None)}
+        )
         ends = (vocabulary.find(token) for token in ("<|im_end|>", "<|endoftext|>"))
         self.end_token_ids = frozenset(token for token in ends if token is not None)
 
     def plan(self, image: Image, among: int = 1) -> ImagePlan:
         """See `Family.plan`."""
         least, most = self._bounds(image)
-        if max(image.width, image.height) > _MOST_STRETCHED * min(image.width, image.height):
-            raise InvalidMedia(
-                f"image is {image.width}x{image.height} px; this model sees none that is over {_MOST_STRETCHED} times"
-                " longer than wide: crop it",
-                param="messages.image_url",
-            )
+        check_stretch(image.width, image.height, "image")
         width, height = resized(image.width, image.height, self._patch * self._merge, least, most)
         rows, columns = height // self._patch, width // self._patch
         settings = (least, most)
@@ -124,14 +122,18 @@ class QwenVL:
         return Pixels(plan, made["pixel_values"])
 
     def place(self, prompt: Prompt) -> None:
-        """See `Family.place`: text counts up on all axes at once; a picture spreads over (time, row, column)."""
+        """See `Family.place`: text counts up on all axes at once; a picture or video spreads over (time, row, column).
+
+        Text goes on after the longer side of what it follows, however long a video lasts, and the answer after the
+        text: so does transformers' `generate`, though a video's last moments then lie past both.
+        """
         parts: list[torch.Tensor] = []
         index = position = 0
         for span in prompt.spans:
             parts.append(torch.arange(position, position + span.start - index).expand(3, -1))
             position += span.start - index
             rows, columns = (patches // self._merge for patches in span.plan.grid)
-            grid = torch.meshgrid(torch.arange(1), torch.arange(rows), torch.arange(columns), indexing="ij")
+            grid = torch.meshgrid(self._moments(span.plan), torch.arange(rows), torch.arange(columns), indexing="ij")
             parts.append(torch.stack(grid).flatten(1) + position)
             position += max(rows, columns)
             index = span.stop
@@ -140,30 +142,29 @@ class QwenVL:
         prompt.positions = torch.cat(parts, dim=1)
         prompt.delta = position + rest - len(prompt.token_ids)
 
+    def _moments(self, plan: Plan) -> torch.Tensor:
+        """Where its features stand in time, from 0; a picture is one moment."""
+        return self.watcher.moments(plan) if isinstance(plan, VideoPlan) else torch.zeros(1, dtype=torch.int64)
+
     def encode(self, pixels: Sequence[Pixels]) -> list[torch.Tensor]:
-        """See `Family.encode`: the tower keeps pictures apart by their grids."""
+        """See `Family.encode`: the tower keeps pictures, and the moments of a video, apart by their grids."""
         decoder = self.decoder
-        grids = torch.tensor([[1, *one.plan.grid] for one in pixels], device=decoder.device)
-        patches = torch.cat([one.values for one in pixels]).to(decoder.device, decoder.dtype)
+        grids = torch.tensor([_grid(one.plan) for one in pixels], device=decoder.device)
+        patches = torch.cat([self._patches(one) for one in pixels]).to(decoder.dtype)
         features = self._vision(patches, grid_thw=grids).pooler_output  # [merged patches, hidden]
         return list(features.split([len(one.plan.token_ids) for one in pixels]))
 
+    def _patches(self, pixels: Pixels) -> torch.Tensor:
+        """Normalised, on the device: [patches, 3 * 2 * patch * patch]."""
+        device = self.decoder.device
+        if isinstance(pixels.plan, VideoPlan):
+            return self.watcher.normalise(pixels.values, device)
+        return pixels.values.to(device)
 
-def resized(width: int, height: int, factor: int, least: int, most: int) -> tuple[int, int]:
-    """(width, height) that Qwen's smart_resize picks: multiples of `factor`, the area between `least` and `most` px.
 
-    Python's rounding of halves to even counts here: it is what the models were trained with.
-    """
-    new_width, new_height = round(width / factor) * factor, round(height / factor) * factor
-    if new_width * new_height > most:
-        shrink = math.sqrt(width * height / most)
-        new_width = max(factor, math.floor(width / shrink / factor) * factor)
-        new_height = max(factor, math.floor(height / shrink / factor) * factor)
-    elif new_width * new_height < least:
-        grow = math.sqrt(least / (width * height))
-        new_width = math.ceil(width * grow / factor) * factor
-        new_height = math.ceil(height * grow / factor) * factor
-    return new_width, new_height
+def _grid(plan: Plan) -> tuple[int, int, int]:
+    """(moments, rows, columns) of patches."""
+    return (plan.times if isinstance(plan, VideoPlan) else 1, *plan.grid)
 
 
 def _rename(name: str) -> str:
