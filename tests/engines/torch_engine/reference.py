@@ -259,10 +259,9 @@ def resized_frames(frames: torch.Tensor, width: int, height: int, mode: str) -> 
 
 
 def metadata(video: Video) -> VideoMetadata:
-    """What a video loader of transformers would say of a video whose every frame is looked at."""
-    rate = len(video.timestamps) / video.duration_s
-    indices = [round(second * rate) for second in video.timestamps]
-    return VideoMetadata(len(indices), rate, video.width, video.height, video.duration_s, frames_indices=indices)
+    """What a video loader of transformers would say of it, with its frames counted in milliseconds."""
+    total, indices = round(video.duration_s * 1000), [round(second * 1000) for second in video.timestamps]
+    return VideoMetadata(total, 1000.0, video.width, video.height, video.duration_s, frames_indices=indices)
 
 
 def _expand(text: str, placeholders: dict[str, Iterator[str]]) -> str:

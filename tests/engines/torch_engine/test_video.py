@@ -9,10 +9,13 @@ import pytest
 
 from onsight.core.errors import ContextTooLong, InvalidMedia, Unsupported
 from onsight.core.generation import GenerateRequest
-from onsight.core.messages import Video
+from onsight.core.messages import Video, VideoOptions, VideoRef
+from onsight.media.door import MediaDoor
+from onsight.models.card import find_card
 from tests.engines.torch_engine.asking import answer, asking, check, expectations, turn
 from tests.engines.torch_engine.conftest import StartEngine
 from tests.engines.torch_engine.reference import Reference, SmolVLMReference
+from tests.media.clips import clip
 from tests.tiny_models import draw, film
 
 pytestmark = pytest.mark.model
@@ -135,6 +138,23 @@ def _only(video: Video, frames: int) -> dict[str, object]:
         "timestamps": tuple(place * video.duration_s / frames for place in range(frames)),
         "duration_s": video.duration_s, "digest": "0" * 64,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [VideoOptions(), VideoOptions(fps=3.0, max_frames=7)])
+async def test_a_file_is_answered_from_its_bytes(
+    family: tuple[Path, Reference], start: StartEngine, options: VideoOptions
+) -> None:
+    folder, reference = family
+    rule = find_card(str(folder), folder).frames
+    assert rule is not None
+    door = MediaDoor()
+    refs = [VideoRef(clip("webm", "libvpx-vp9", 45), options), VideoRef(clip("mp4", "mpeg4", 31, turned=90), options)]
+    upright, turned = await door.open_videos(refs, rule)
+    door.close()
+    request = asking(turn(upright, "Is it as red as ", turned, "?"))
+    made = await answer(await start(folder), request)
+    check(made, reference.generate(request.messages, 12), reference)
+    assert made.usage.video_tokens > 0
 
 
 @pytest.mark.parametrize("name", ["smolvlm", "qwen"])
