@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from onsight.core.messages import DEFAULT_IMAGE_OPTIONS, Image, ImageOptions
+from onsight.core.messages import DEFAULT_IMAGE_OPTIONS, Image, ImageOptions, Video
 
 SMOLVLM_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
@@ -23,7 +24,8 @@ QWEN_TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}"
     "{% for content in message['content'] %}{% if content['type'] == 'image' %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% elif content['type'] == 'video' %}"
+    "<|vision_start|><|video_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}"
     "{% endif %}{% endfor %}"
     "<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -141,6 +143,8 @@ def write_qwen(folder: Path, *, seed: int = 0, context: int = 1024, true_picture
         "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
     }  # fmt: skip
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    film = {"size": {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 16}, "max_video_tokens": 80}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(film))
     return folder
 
 
@@ -192,6 +196,21 @@ def draw(
         bytes(channel for pixel in (row if y > height // 4 else row[::-1]) for channel in pixel) for y in range(height)
     )
     return Image.of(pixels, width, height, options)
+
+
+def film(
+    colour: tuple[int, int, int], frames: int = 4, width: int = 64, height: int = 48, every_s: float = 0.5
+) -> Video:
+    """A square of `colour` that moves to the right, on white; a frame each `every_s` seconds."""
+    pixels = b""
+    for place in range(frames):
+        left = place * width // (2 * frames)
+        row = [(255, 255, 255)] * left + [colour] * (width // 2) + [(255, 255, 255)] * (width - width // 2 - left)
+        for y in range(height):
+            pixels += b"".join(map(bytes, row)) if y > height // 3 else b"\xff" * width * 3
+    timestamps = tuple(place * every_s for place in range(frames))
+    digest = hashlib.sha256(pixels + repr((frames, width, every_s)).encode()).hexdigest()
+    return Video(pixels, width, height, timestamps, frames * every_s, digest)
 
 
 def _tokenizer(specials: Sequence[str]) -> Tokenizer:

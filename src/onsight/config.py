@@ -72,7 +72,7 @@ class Settings(BaseModel):
     )
 
     media_remote: Literal["public", "off", "allow-list"] = Field(
-        "public", description="Which http(s) pictures are fetched: those of public addresses, none, or of listed hosts."
+        "public", description="Which http(s) media are fetched: those of public addresses, none, or of listed hosts."
     )
     media_allowed_hosts: Names = Field((), description="Hosts that may be fetched from under 'allow-list'.")
     media_allowed_ports: Ports = Field((80, 443), description="Ports that may be fetched from.")
@@ -80,10 +80,20 @@ class Settings(BaseModel):
     media_max_pixels: int = Field(40_000_000, ge=1, description="Largest picture, in pixels, read from its header.")
     media_max_request_pixels: int = Field(120_000_000, ge=1, description="Most pixels in the pictures of one request.")
     media_max_images: int = Field(32, ge=0, description="Most pictures in one request.")
-    media_fetch_timeout_s: float = Field(
-        15.0, gt=0, description="Longest time to fetch a request's pictures, in seconds."
+    media_max_videos: int = Field(4, ge=0, description="Most videos in one request.")
+    media_max_video_mb: int = Field(40, ge=1, description="Largest encoded video, in megabytes (2**20 bytes).")
+    media_max_video_s: float = Field(3600.0, gt=0, description="Longest video, in seconds.")
+    media_max_video_frames: int = Field(128, ge=1, description="Most frames that are looked at in one video.")
+    media_max_video_pixels: int = Field(
+        150_000_000, ge=1, description="Most pixels in all frames that are looked at in one request."
     )
-    media_workers: int = Field(2, ge=1, description="Threads that decode pictures.")
+    media_video_decode_s: float = Field(
+        20.0, gt=0, description="Longest processor time to decode one video, in seconds."
+    )
+    media_fetch_timeout_s: float = Field(
+        15.0, gt=0, description="Longest time to fetch a request's pictures, and its videos, in seconds."
+    )
+    media_workers: int = Field(2, ge=1, description="Threads that decode pictures and videos.")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines as text or as JSON.")

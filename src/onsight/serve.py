@@ -124,6 +124,12 @@ def _limits(settings: Settings) -> MediaLimits:
         max_pixels=settings.media_max_pixels,
         max_request_pixels=settings.media_max_request_pixels,
         max_images=settings.media_max_images,
+        max_videos=settings.media_max_videos,
+        max_video_bytes=settings.media_max_video_mb * MEGABYTE,
+        max_video_s=settings.media_max_video_s,
+        max_video_frames=settings.media_max_video_frames,
+        max_video_pixels=settings.media_max_video_pixels,
+        video_decode_s=settings.media_video_decode_s,
         fetch_timeout_s=settings.media_fetch_timeout_s,
         decode_workers=settings.media_workers,
     )

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
 import pytest
@@ -17,6 +17,7 @@ from onsight.api.app import ApiSettings, Services, create_app
 from onsight.api.metrics import Metrics
 from onsight.api.request_log import log_request
 from onsight.core.engine import ChatEngine
+from onsight.core.frames import FrameRule
 from onsight.core.messages import Image, ImageRef
 from onsight.engines.fake_engine import FakeEngine, FakeScript
 from onsight.media.door import MediaDoor
@@ -105,7 +106,8 @@ class _Server(uvicorn.Server):
 
 @pytest.fixture
 def build() -> Iterator[Callable[..., Bench]]:
-    """Makes benches; `script` or `engine` says how answers are made, the other arguments are ApiSettings' fields."""
+    """Makes benches; `script` or `engine` says how answers are made, `frames` how videos are
+    seen, the other arguments are ApiSettings' fields."""
     doors: list[NotedDoor] = []
 
     def make(
@@ -114,6 +116,7 @@ def build() -> Iterator[Callable[..., Bench]]:
         engine: ChatEngine | None = None,
         places: int = 8,
         names: tuple[str, ...] = ("fake", "org/fake-2B"),
+        frames: FrameRule | None = None,
         **settings: object,
     ) -> Bench:
         if engine is None:
@@ -121,7 +124,7 @@ def build() -> Iterator[Callable[..., Bench]]:
             # Starting a fake engine waits for nothing, so that no event loop is needed.
             with suppress(StopIteration):
                 engine.start().send(None)
-        roster = Roster([Loaded(names, CARD, engine, 1_700_000_000)])
+        roster = Roster([Loaded(names, replace(CARD, frames=frames), engine, 1_700_000_000)])
         admission = Admission(places)
         metrics = Metrics(roster, admission)
         door = NotedDoor()

@@ -18,6 +18,10 @@ def image(**fields: object) -> list[dict[str, object]]:
     return user({"type": "image_url", "image_url": {"url": URL, **fields}})
 
 
+def video(**fields: object) -> list[dict[str, object]]:
+    return user({"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA", **fields}})
+
+
 WRONG = {
     "an unknown field": ({"foo": 1}, "foo", "unknown field `foo`"),
     "an unknown field of a message": (
@@ -48,10 +52,27 @@ WRONG = {
     "a part that is a text": ({"messages": user("x")}, "messages.0.content.0", "object"),
     "a part of no type": ({"messages": user({"text": "x"})}, "messages.0.content.0.type", "image_url"),
     "a part of an unknown type": ({"messages": user({"type": "x"})}, "messages.0.content.0.type", "image_url"),
-    "a video": (
-        {"messages": user({"type": "video_url", "video_url": {"url": URL}})},
+    "a video for a model that sees none": (
+        {"messages": video()},
         "messages.0.content.0.video_url",
-        "`video_url` is not supported",
+        "model 'fake' does not see videos",
+    ),
+    "a video's own kind of part": (
+        {"messages": user({"type": "video", "video": URL})},
+        "messages.0.content.0.video",
+        "send text, image_url, image or video_url",
+    ),
+    "an unknown field of a video": (
+        {"messages": video(detail="low")},
+        "messages.0.content.0.video_url.detail",
+        "unknown field `detail`",
+    ),
+    "no frames a second": ({"messages": video(fps=0)}, "messages.0.content.0.video_url.fps", "greater than 0"),
+    "no frames": ({"messages": video(max_frames=0)}, "messages.0.content.0.video_url.max_frames", "it is 0"),
+    "a video in a system message": (
+        {"messages": [{**video()[0], "role": "system"}, *hello()]},
+        "messages.0.content",
+        "put it into a user message",
     ),
     "an empty address": ({"messages": image(url="")}, "messages.0.content.0.image_url.url", "at least 1"),
     "an address that is a number": ({"messages": image(url=3)}, "messages.0.content.0.image_url.url", "string"),
@@ -180,7 +201,7 @@ async def test_a_context_that_is_too_long_says_what_took_how_much(build: Callabl
     response = await build(FakeScript(context_tokens=4)).chat(messages=hello("one two three four five"))
     error = response.json()["error"]
     assert (response.status_code, error["code"]) == (400, "context_length_exceeded")
-    assert "text 5, pictures 0" in error["message"]
+    assert "text 5, pictures 0, videos 0" in error["message"]
 
 
 def test_a_wrong_value_is_repeated_only_when_it_is_short() -> None:

@@ -51,7 +51,7 @@ async def test_a_plain_answer_has_openais_shape(bench: Bench) -> None:
         "prompt_tokens": 1,
         "completion_tokens": 3,
         "total_tokens": 4,
-        "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": 0, "image_tokens": 0, "video_tokens": 0},
     }
 
 

@@ -5,20 +5,32 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
-from onsight.core.errors import EngineFailed, InvalidRequest, Overloaded, Unavailable, UnknownModel, Unsupported
+from onsight.core.errors import (
+    EngineFailed,
+    InvalidMedia,
+    InvalidRequest,
+    Overloaded,
+    Unavailable,
+    UnknownModel,
+    Unsupported,
+)
+from onsight.core.frames import FrameRule
 from onsight.core.generation import Finished, Sampling
-from onsight.core.messages import Draft, Image, ImageRef, Text
+from onsight.core.messages import Draft, Image, ImageRef, Text, Video, VideoRef
 from onsight.engines.fake_engine import FakeEngine, FakeScript
 from onsight.media.door import MediaDoor
-from onsight.models.card import ModelCard
+from onsight.models.card import ModelCard, find_card
+from onsight.models.hub import locate_model
 from onsight.tasks.admission import Admission
 from onsight.tasks.chat import Chat, ChatCall, collect
 from onsight.tasks.record import Record
 from onsight.tasks.roster import Loaded, Roster
+from tests.media.clips import EVERY_SECOND, clip
+from tests.media.pictures import plain
 
 CARD = ModelCard("fake", "Fake", "fake", "Apache-2.0", "no model", ("chat",))
 
@@ -34,6 +46,10 @@ class CountingDoor(MediaDoor):
         self.asked += 1
         return await super().open(refs)
 
+    async def open_videos(self, refs: Sequence[VideoRef], rule: FrameRule) -> tuple[Video, ...]:
+        self.asked += 1
+        return await super().open_videos(refs, rule)
+
 
 @dataclass
 class Bench:
@@ -48,6 +64,11 @@ class Bench:
         self.door = CountingDoor()
         self.admission = Admission(self.places)
         roster = Roster([Loaded(("fake", "alias"), CARD, self.engine, 0)])
+        self.chat = Chat(roster, self.door, self.admission, (self.records.append,))
+
+    def sees(self, frames: FrameRule) -> None:
+        """From now on the model sees videos."""
+        roster = Roster([Loaded(("fake",), replace(CARD, frames=frames), self.engine, 0)])
         self.chat = Chat(roster, self.door, self.admission, (self.records.append,))
 
 
@@ -84,6 +105,36 @@ async def test_a_full_queue_refuses_before_any_picture_is_opened(bench: Bench) -
             await collect(bench.chat.stream(ChatCall((Draft("user", (ImageRef(b"junk"), Text("x"))),))))
     assert bench.door.asked == 0
     assert bench.records[0].reason == "queue_full"
+
+
+async def test_a_full_queue_refuses_before_any_video_is_opened(bench: Bench) -> None:
+    bench.sees(EVERY_SECOND)
+    asked = ChatCall((Draft("user", (VideoRef("http://127.0.0.1/x.mp4", param="here"), Text("x"))),))
+    with bench.admission.place(4):
+        with pytest.raises(Overloaded):
+            await collect(bench.chat.stream(asked))
+    assert bench.door.asked == 0
+    with pytest.raises(InvalidMedia):
+        await collect(bench.chat.stream(asked))
+    assert bench.door.asked == 1
+    assert bench.admission.taken == 0
+
+
+async def test_pictures_and_videos_keep_their_places(bench: Bench) -> None:
+    bench.sees(EVERY_SECOND)
+    parts = (ImageRef(plain()), VideoRef(clip(frames=20)), Text("and"), ImageRef(plain(size=(9, 9))))
+    (made,) = await collect(bench.chat.stream(ChatCall((Draft("user", parts),))))
+    assert made.text.startswith("fake engine: and [20x10] [64x48x2] [9x9]")
+    assert (bench.records[0].images, bench.records[0].videos) == (2, 1)
+
+
+async def test_peek_was_never_shown_a_video_and_says_so_before_it_takes_a_place(bench: Bench) -> None:
+    card = find_card("peek", locate_model("peek"))
+    chat = Chat(Roster([Loaded(("peek",), card, bench.engine, 0)]), bench.door, bench.admission)
+    with bench.admission.place(4), pytest.raises(Unsupported, match="model 'peek' does not see videos") as caught:
+        await collect(chat.stream(ChatCall((Draft("user", (VideoRef(clip(), param="here"), Text("x"))),))))
+    assert caught.value.param == "here"
+    assert bench.door.asked == 0
 
 
 async def test_closing_the_stream_gives_the_places_back(bench: Bench) -> None:

@@ -50,6 +50,7 @@ class Metrics:
         self._cached = counter("prompt_tokens_cached", "Tokens of those prompts that were reused.")
         self._generated = counter("generation_tokens", "Tokens of answers.")
         self._images = counter("images", "Pictures in requests.")
+        self._videos = counter("videos", "Videos in requests.")
         self._success = counter("request_success", "Requests answered to the end.", "finished_reason")
         self._failure = counter("request_failure", "Requests that ended in an error or were left.", "reason")
 
@@ -61,6 +62,7 @@ class Metrics:
         self._cached.labels(model).inc(record.cached_tokens)
         self._generated.labels(model).inc(record.completion_tokens)
         self._images.labels(model).inc(record.images)
+        self._videos.labels(model).inc(record.videos)
         if record.first_token_ms is not None:
             self._first.labels(model).observe(record.first_token_ms / 1000)
         if record.reason not in ("stop", "length"):

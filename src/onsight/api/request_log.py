@@ -1,4 +1,4 @@
-"""One line a request in the log; no prompt and no picture is ever in it."""
+"""One line a request in the log; no prompt, picture or video is ever in it."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ _PLAIN = re.compile(r"[\w./:@+-]{1,200}", re.ASCII)
 def log_request(record: Record) -> None:
     """Tell what an ended request cost; `cached` of `tokens_in` were reused. A `Bookkeeper`."""
     _log.info(
-        "request id=%s task=%s model=%s images=%d tokens_in=%d cached=%d tokens_out=%d"
+        "request id=%s task=%s model=%s images=%d videos=%d tokens_in=%d cached=%d tokens_out=%d"
         " first_token_ms=%s tokens_per_s=%s reason=%s",
         _value(record.request_id),
         _value(record.task),
         _value(record.model),
         record.images,
+        record.videos,
         record.prompt_tokens,
         record.cached_tokens,
         record.completion_tokens,

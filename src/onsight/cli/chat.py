@@ -1,4 +1,4 @@
-"""`onsight chat`: ask one question about pictures, of a running server or of a model loaded here."""
+"""`onsight chat`: ask one question about pictures and videos, of a running server or of a model loaded here."""
 
 from __future__ import annotations
 
@@ -16,38 +16,48 @@ import typer
 from onsight.config import Settings
 from onsight.core.errors import OnsightError, StartError
 from onsight.core.generation import Sampling, TextDelta
-from onsight.core.messages import Draft, ImageRef, Text
+from onsight.core.messages import Draft, ImageRef, Text, VideoRef
+from onsight.media.video_files import video_format
+
+_VIDEO_ENDINGS = (".mp4", ".m4v", ".mov", ".webm")
 
 
 def chat(
     settings: Settings,
     question: Annotated[str, typer.Argument(help="What to ask.")],
     attach: Annotated[
-        list[str] | None, typer.Option("--attach", "-a", help="Picture to ask about: a file or a URL; repeatable.")
+        list[str] | None,
+        typer.Option("--attach", "-a", help="Picture or video to ask about: a file or a URL; repeatable."),
     ] = None,
     url: Annotated[str | None, typer.Option(help="Ask this running server, like http://127.0.0.1:8000.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 512,
     temperature: Annotated[float, typer.Option(help="0 is the likeliest answer every time.", min=0.0, max=2.0)] = 0.0,
 ) -> None:
-    """Ask a question, with pictures or without; the answer is printed as it comes."""
-    pictures = [_picture(name) for name in attach or []]
+    """Ask a question, with pictures and videos or without; the answer is printed as it comes."""
+    attached = [_attached(name) for name in attach or []]
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature)
     pieces = (
-        _ask_server(url, settings.api_key, pictures, question, sampling)
+        _ask_server(url, settings.api_key, attached, question, sampling)
         if url
-        else _ask_here(settings, pictures, question, sampling)
+        else _ask_here(settings, attached, question, sampling)
     )
     asyncio.run(_print(pieces))
 
 
-def _picture(name: str) -> str | bytes:
-    """A URL as it is, a file as its bytes. Raises StartError for a file that cannot be read."""
+def _attached(name: str) -> ImageRef | VideoRef:
+    """A URL as it is, a file as its bytes; a GIF is a picture, its first frame.
+
+    Raises StartError for a file that cannot be read.
+    """
     if name.startswith(("http://", "https://", "data:")):
-        return name
+        path = name.partition("?")[0].partition("#")[0].lower()
+        is_video = name.startswith("data:video/") or path.endswith(_VIDEO_ENDINGS)
+        return VideoRef(name) if is_video else ImageRef(name)
     try:
-        return Path(name).expanduser().read_bytes()
+        data = Path(name).expanduser().read_bytes()
     except OSError as error:
-        raise StartError(f"picture {name} cannot be read: {error.strerror}") from None
+        raise StartError(f"attachment {name} cannot be read: {error.strerror}") from None
+    return VideoRef(data) if video_format(data) in ("MP4", "WEBM") else ImageRef(data)
 
 
 async def _print(pieces: AsyncGenerator[str, None]) -> None:
@@ -58,7 +68,7 @@ async def _print(pieces: AsyncGenerator[str, None]) -> None:
 
 
 async def _ask_here(
-    settings: Settings, pictures: list[str | bytes], question: str, sampling: Sampling
+    settings: Settings, attached: list[ImageRef | VideoRef], question: str, sampling: Sampling
 ) -> AsyncGenerator[str, None]:
     """The answer's pieces from a model that this process loads."""
     from onsight.serve import assemble, loading_bar
@@ -68,7 +78,7 @@ async def _ask_here(
         site = assemble(settings, progress)
         try:
             await site.start()
-            parts: tuple[Text | ImageRef, ...] = (*map(ImageRef, pictures), Text(question))
+            parts: tuple[Text | ImageRef | VideoRef, ...] = (*attached, Text(question))
             call = ChatCall((Draft("user", parts),), sampling=sampling)
             async with aclosing(site.chat.stream(call)) as events:
                 async for choice in events:
@@ -79,13 +89,10 @@ async def _ask_here(
 
 
 async def _ask_server(
-    url: str, key: str | None, pictures: list[str | bytes], question: str, sampling: Sampling
+    url: str, key: str | None, attached: list[ImageRef | VideoRef], question: str, sampling: Sampling
 ) -> AsyncGenerator[str, None]:
     """The answer's pieces from a running server, over its own public API."""
-    content: list[dict[str, object]] = [
-        {"type": "image_url", "image_url": {"url": picture if isinstance(picture, str) else _data_url(picture)}}
-        for picture in pictures
-    ]
+    content: list[dict[str, object]] = [_part(one) for one in attached]
     body = {
         "messages": [{"role": "user", "content": [*content, {"type": "text", "text": question}]}],
         "max_tokens": sampling.max_tokens,
@@ -108,9 +115,13 @@ async def _ask_server(
         ) from None
 
 
-def _data_url(picture: bytes) -> str:
-    """A data URL; the server looks at the bytes, not at the type that stands here."""
-    return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+def _part(ref: ImageRef | VideoRef) -> dict[str, object]:
+    """The attachment as the public API takes it; the server looks at the bytes, not at the type that stands here."""
+    kind, media_type = ("video_url", "video/mp4") if isinstance(ref, VideoRef) else ("image_url", "image/png")
+    source = ref.source
+    if isinstance(source, bytes):
+        source = f"data:{media_type};base64,{base64.b64encode(source).decode()}"
+    return {"type": kind, kind: {"url": source}}
 
 
 def _piece(chunk: dict[str, object], url: str) -> str:

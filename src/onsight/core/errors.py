@@ -5,7 +5,7 @@
     └── RequestError             one request cannot be answered; the others go on
         ├── InvalidRequest       the request is wrong: what, the value, what to do
         │   ├── Unsupported      right in itself, but not offered here
-        │   ├── InvalidMedia     a picture that cannot be fetched, read or allowed
+        │   ├── InvalidMedia     a picture or video that cannot be fetched, read or allowed
         │   └── ContextTooLong   more tokens than the model can hold
         ├── UnknownModel         no model of that name is loaded
         ├── TooLarge             the body or a picture has too many bytes
@@ -56,7 +56,7 @@ class Unsupported(InvalidRequest):
 
 
 class InvalidMedia(InvalidRequest):
-    """A picture cannot be fetched, cannot be decoded, or is not allowed."""
+    """A picture or a video cannot be fetched, cannot be decoded, or is not allowed; a video's code says so."""
 
     code = "invalid_image"
 

@@ -64,12 +64,13 @@ class TokenLogprob:
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What a request cost, in tokens. `cached_tokens` of `prompt_tokens` were reused; `image_tokens` of them are
-    pictures."""
+    pictures, `video_tokens` videos with what is said around their frames."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
     image_tokens: int = 0
+    video_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,7 @@
-"""What is said to a model: messages made of text and pictures.
+"""What is said to a model: messages made of text, pictures and videos.
 
-A `Draft` is what a client wrote (pictures named by URL or sent as bytes); a `Message` is what an engine reads
-(pictures as checked
-pixels). Only `onsight.tasks` turns the one into the other, through the media door.
+A `Draft` is what a client wrote (pictures and videos named by URL or sent as bytes); a `Message` is what an engine
+reads (checked pixels). Only `onsight.tasks` turns the one into the other, through the media door.
 """
 
 from __future__ import annotations
@@ -65,6 +64,48 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class VideoOptions:
+    """Which frames of a video are looked at: `fps` of them a second, `max_frames` at most; None leaves the model's
+    own rule."""
+
+    fps: float | None = None
+    max_frames: int | None = None
+
+
+DEFAULT_VIDEO_OPTIONS = VideoOptions()
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """The frames of a checked video that are looked at, upright.
+
+    `pixels`: one frame after another, each RGB, 8 bits a channel, row-major, `height * width * 3` bytes. `width`,
+    `height`: px of the upright video. `timestamps`: seconds from the start, one a frame, ascending. `duration_s`: of
+    the whole video. `digest`: SHA-256 (hex) over the file and what chose the frames, its identity in every cache.
+    """
+
+    pixels: bytes
+    width: int
+    height: int
+    timestamps: tuple[float, ...]
+    duration_s: float
+    digest: str
+
+    def __post_init__(self) -> None:
+        """Raises ValueError when the byte count does not fit the frames, or there is none."""
+        frames = len(self.timestamps)
+        if not frames or len(self.pixels) != frames * self.width * self.height * 3:
+            raise ValueError(f"{len(self.pixels)} bytes are not {frames} frames of {self.width}x{self.height} RGB px")
+
+    @property
+    def frames(self) -> tuple[memoryview, ...]:
+        """Each frame's pixels; views, not copies."""
+        size = self.width * self.height * 3
+        view = memoryview(self.pixels)
+        return tuple(view[start : start + size] for start in range(0, len(self.pixels), size))
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRef:
     """A picture as a client named it: a URL (http, https, data:) or the encoded file's bytes.
 
@@ -77,11 +118,20 @@ class ImageRef:
 
 
 @dataclass(frozen=True, slots=True)
+class VideoRef:
+    """A video as a client named it; see `ImageRef`."""
+
+    source: str | bytes
+    options: VideoOptions = DEFAULT_VIDEO_OPTIONS
+    param: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
-    """A message as a client wrote it; its pictures are not fetched yet."""
+    """A message as a client wrote it; its pictures and videos are not fetched yet."""
 
     role: Role
-    parts: tuple[Text | ImageRef, ...]
+    parts: tuple[Text | ImageRef | VideoRef, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +139,12 @@ class Message:
     """A message as an engine reads it; parts keep the client's order."""
 
     role: Role
-    parts: tuple[Text | Image, ...]
+    parts: tuple[Text | Image | Video, ...]
 
     @property
     def images(self) -> tuple[Image, ...]:
         return tuple(part for part in self.parts if isinstance(part, Image))
+
+    @property
+    def videos(self) -> tuple[Video, ...]:
+        return tuple(part for part in self.parts if isinstance(part, Video))

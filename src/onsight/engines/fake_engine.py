@@ -21,10 +21,10 @@ from onsight.core.generation import (
     TokenLogprob,
     Usage,
 )
-from onsight.core.messages import Image, Text
+from onsight.core.messages import Image, Text, Video
 
 IMAGE_TOKENS = 16
-"""What the fake engine says a picture costs."""
+"""What the fake engine says a picture costs, and a frame of a video."""
 
 VOCABULARY = ("red", "green", "blue", "grey", "wide", "tall", "small", "large")
 
@@ -39,8 +39,8 @@ class FakeScript:
 
 
 class FakeEngine:
-    """Answers `fake engine: <last text> <pictures>`, then words drawn by the seed until `max_tokens` (32 when
-    unset)."""
+    """Answers `fake engine: <last text> <pictures and videos>`, then words drawn by the seed until `max_tokens` (32
+    when unset)."""
 
     def __init__(self, script: FakeScript = FakeScript()) -> None:
         self._script = script
@@ -73,7 +73,7 @@ class FakeEngine:
         """See `ChatEngine.generate`."""
         if self._state != "ready":
             raise Unavailable(f"the engine is {self._state}; try again soon")
-        prompt_tokens, image_tokens = self._count(request)
+        prompt_tokens, image_tokens, video_tokens = self._count(request)
         tokens, ends = self._answer(request)
         most = request.sampling.max_tokens
         if most is not None and most < len(tokens):
@@ -99,34 +99,41 @@ class FakeEngine:
             rest = held.rest()
             if rest:
                 yield TextDelta(rest)
-            yield Finished(ends, Usage(prompt_tokens, count, 0, image_tokens))
+            yield Finished(ends, Usage(prompt_tokens, count, 0, image_tokens, video_tokens))
         finally:
             self._running -= 1
 
-    def _count(self, request: GenerateRequest) -> tuple[int, int]:
-        """(prompt tokens, image tokens of them). Raises ContextTooLong."""
+    def _count(self, request: GenerateRequest) -> tuple[int, int, int]:
+        """(prompt tokens, image tokens of them, video tokens of them). Raises ContextTooLong."""
         texts = sum(
             len(part.text.split()) for message in request.messages for part in message.parts if isinstance(part, Text)
         )
         images = sum(IMAGE_TOKENS for message in request.messages for _ in message.images)
-        if texts + images >= self._script.context_tokens:
+        videos = sum(IMAGE_TOKENS * len(video.timestamps) for message in request.messages for video in message.videos)
+        total = texts + images + videos
+        if total >= self._script.context_tokens:
             raise ContextTooLong(
-                f"the prompt takes {texts + images} tokens (text {texts}, pictures {images});"
+                f"the prompt takes {total} tokens (text {texts}, pictures {images}, videos {videos});"
                 f" the model holds {self._script.context_tokens}: shorten the text or send fewer pictures",
                 param="messages",
             )
-        return texts + images, images
+        return total, images, videos
 
     def _answer(self, request: GenerateRequest) -> tuple[list[str], FinishReason]:
         if request.schema is not None:
             return [_example(request.schema)], "stop"
         last = request.messages[-1]
         said = " ".join(part.text for part in last.parts if isinstance(part, Text))
-        seen = " ".join(f"[{part.width}x{part.height}]" for part in last.parts if isinstance(part, Image))
+        seen = " ".join(_seen(part) for part in last.parts if not isinstance(part, Text))
         # Without a temperature nothing is drawn, and the same request always gets the same words.
         chance = random.Random(0 if request.sampling.temperature == 0 else request.sampling.seed)
         words = [chance.choice(VOCABULARY) for _ in range(8)]
         return re.findall(r"\S+|\s+", f"fake engine: {said} {seen} " + " ".join(words)), "stop"
+
+
+def _seen(part: Image | Video) -> str:
+    frames = f"x{len(part.timestamps)}" if isinstance(part, Video) else ""
+    return f"[{part.width}x{part.height}{frames}]"
 
 
 class _StopText:

@@ -1,4 +1,4 @@
-"""The media door: every picture of a request comes in here, is fetched, checked and decoded, or refused by name."""
+"""The media door: each picture and video of a request comes in, is fetched, checked and decoded, or refused by name."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import asyncio
 import ssl
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import httpcore
 
 from onsight.core.errors import InvalidMedia, RequestError, TooLarge
-from onsight.core.messages import Image, ImageRef
+from onsight.core.frames import FrameRule
+from onsight.core.messages import Image, ImageRef, Video, VideoOptions, VideoRef
 from onsight.media.containers import PictureFile
 from onsight.media.data_url import check_data_url, decode_data_url
 from onsight.media.fetch import Fetcher, Resolver, system_resolver
 from onsight.media.image import decode_image, read_header
-from onsight.media.limits import MediaLimits
+from onsight.media.limits import Kind, MediaLimits
+
+if TYPE_CHECKING:
+    from onsight.media.video import Clip
 
 __all__ = ["MediaDoor", "MediaLimits"]
 
@@ -24,11 +28,15 @@ _FETCHES_AT_ONCE = 6
 _LOOKUP_THREADS = 4
 _MAX_SCHEME_CHARS = 20
 
+_VIDEO_CODE = "invalid_video"
+
 T = TypeVar("T")
+Ref = TypeVar("Ref", ImageRef, VideoRef)
+File = TypeVar("File")
 
 
 class MediaDoor:
-    """Opens picture references. One for the whole server; its threads are shared by all requests.
+    """Opens references to pictures and videos. One for the whole server; its threads are shared by all requests.
 
     `resolver`, `network` and `certificates` replace the operating system's name look-up, TCP and trusted authorities.
     """
@@ -53,69 +61,102 @@ class MediaDoor:
         picture is refused, or the caller is cancelled, the other fetches stop. Nothing is decoded before all
         headers are known and allowed.
         """
-        self._check(refs)
+        self._check(refs, "image")
+        files = await self._read(refs, "image", lambda ref, data: read_header(data, self.limits))
+        self._check_pixels(files)
+        return await self._decode(refs, files, lambda ref, file: decode_image(file, ref.options))
+
+    async def open_videos(self, refs: Sequence[VideoRef], rule: FrameRule) -> tuple[Video, ...]:
+        """Turn all video references of one request into the frames that `rule` and their options pick; see `open`.
+
+        Raises InvalidRequest too, for options that cannot be honoured.
+        """
+        self._check(refs, "video")
+        clips = await self._read(refs, "video", lambda ref, data: _read_clip(data, rule, ref.options, self.limits))
+        self._check_video_pixels(refs, clips)
+        return await self._decode(refs, clips, lambda ref, clip: _decode_clip(clip, self.limits))
+
+    async def _read(self, refs: Sequence[Ref], kind: Kind, work: Callable[[Ref, bytes], T]) -> list[T]:
+        """What `work`, done in the pool, reads from each reference's bytes."""
         slots = asyncio.Semaphore(_FETCHES_AT_ONCE)
         deadline = asyncio.get_running_loop().time() + self.limits.fetch_timeout_s
-        budget = _ByteBudget(max(self.limits.max_request_bytes, self.limits.max_bytes))
+        budget = _ByteBudget(max(self.limits.max_request_bytes, self.limits.bytes_of(kind)), kind)
 
-        async def read(ref: ImageRef) -> PictureFile:
+        async def read(ref: Ref) -> T:
             with _Blame(ref):
-                data = await self._encoded(ref, slots, deadline)
+                data = await self._encoded(ref, kind, slots, deadline)
                 budget.take(len(data))
-                return await self._in_pool(lambda: read_header(data, self.limits))
+                return await self._in_pool(lambda: work(ref, data))
 
-        files = await _all(read(ref) for ref in refs)
-        self._check_pixels(files)
+        return await _all(read(ref) for ref in refs)
 
-        async def decode(ref: ImageRef, file: PictureFile) -> Image:
+    async def _decode(
+        self, refs: Sequence[Ref], files: Sequence[File], work: Callable[[Ref, File], T]
+    ) -> tuple[T, ...]:
+        async def decode(ref: Ref, file: File) -> T:
             with _Blame(ref):
-                return await self._in_pool(lambda: decode_image(file, ref.options))
+                return await self._in_pool(lambda: work(ref, file))
 
         return tuple(await _all(decode(ref, file) for ref, file in zip(refs, files, strict=True)))
 
     def close(self) -> None:
-        """Stop the threads; pictures still waiting to be decoded are dropped. May be called twice."""
+        """Stop the threads; what still waits to be decoded is dropped. May be called twice."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
         self._lookups.shutdown(wait=False, cancel_futures=True)
 
-    def _check(self, refs: Sequence[ImageRef]) -> None:
+    def _check(self, refs: Sequence[ImageRef] | Sequence[VideoRef], kind: Kind) -> None:
         """Refuse whatever can be refused by looking at counts, lengths and the beginnings of URLs."""
-        if len(refs) > self.limits.max_images:
-            limit = f"the limit is {self.limits.max_images} (media.max_images)"
-            raise InvalidMedia(f"the request has {len(refs)} images; {limit}", param=refs[self.limits.max_images].param)
+        most = self.limits.max_images if kind == "image" else self.limits.max_videos
+        if len(refs) > most:
+            limit = f"the limit is {most} (media.max_{kind}s)"
+            with _Blame(refs[most]):
+                raise InvalidMedia(f"the request has {len(refs)} {kind}s; {limit}")
         for ref in refs:
             with _Blame(ref):
-                self._check_source(ref.source)
+                self._check_source(ref.source, kind)
 
-    def _check_source(self, source: str | bytes) -> None:
+    def _check_source(self, source: str | bytes, kind: Kind) -> None:
         if isinstance(source, bytes):
-            if len(source) > self.limits.max_bytes:
-                raise TooLarge(f"the image has {len(source)} bytes; the limit is {self.limits.byte_limit}")
+            if len(source) > self.limits.bytes_of(kind):
+                raise TooLarge(f"the {kind} has {len(source)} bytes; the limit is {self.limits.byte_limit(kind)}")
             return
+        example = "data:image/png;base64,..." if kind == "image" else "data:video/mp4;base64,..."
         match _scheme(source):
             case "data":
-                check_data_url(source, self.limits)
+                check_data_url(source, self.limits, kind)
             case "http" | "https":
-                self._fetcher.check(source)
+                self._fetcher.check(source, kind)
             case "":
-                raise InvalidMedia("the image is not a URL; send https://..., or data:image/png;base64,...")
+                raise InvalidMedia(f"the {kind} is not a URL; send https://..., or {example}")
             case scheme:
-                raise InvalidMedia(f"{scheme}: URLs are not read; send https://..., or data:image/png;base64,...")
+                raise InvalidMedia(f"{scheme}: URLs are not read; send https://..., or {example}")
 
-    async def _encoded(self, ref: ImageRef, slots: asyncio.Semaphore, deadline: float) -> bytes:
+    async def _encoded(self, ref: ImageRef | VideoRef, kind: Kind, slots: asyncio.Semaphore, deadline: float) -> bytes:
         source = ref.source
         if isinstance(source, bytes):
             return source
         if _scheme(source) == "data":
-            return await self._in_pool(lambda: decode_data_url(source, self.limits))
+            return await self._in_pool(lambda: decode_data_url(source, self.limits, kind))
         async with slots:
-            return await self._fetcher.fetch(source, deadline)
+            return await self._fetcher.fetch(source, deadline, kind)
 
     def _check_pixels(self, files: Sequence[PictureFile]) -> None:
         pixels = sum(file.size.width * file.size.height for file in files)
         if pixels > self.limits.max_request_pixels:
             limit = f"the limit is {self.limits.max_request_pixels / 1e6:g} Mpx (media.max_request_pixels)"
             raise InvalidMedia(f"the request's images have {pixels / 1e6:.1f} Mpx together; {limit}")
+
+    def _check_video_pixels(self, refs: Sequence[VideoRef], clips: Sequence[Clip]) -> None:
+        pixels = sum(clip.pixels for clip in clips)
+        if pixels <= self.limits.max_video_pixels:
+            return
+        frames = sum(len(clip.picks) for clip in clips)
+        limit = f"the limit is {self.limits.max_video_pixels / 1e6:g} Mpx (media.max_video_pixels)"
+        with _Blame(refs[0]):
+            raise InvalidMedia(
+                f"the {frames} frames to look at have {pixels / 1e6:.1f} Mpx together; {limit}: ask for fewer"
+                " (max_frames), or send a smaller video"
+            )
 
     async def _in_pool(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
@@ -124,22 +165,24 @@ class MediaDoor:
 class _ByteBudget:
     """Counts the encoded bytes of one request."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, kind: Kind) -> None:
         self._limit = limit
         self._left = limit
+        self._kind = kind
 
     def take(self, count: int) -> None:
         self._left -= count
         if self._left < 0:
             raise TooLarge(
-                f"the request's images have more than {self._limit >> 20} MB together; send fewer or smaller ones"
+                f"the request's {self._kind}s have more than {self._limit >> 20} MB together;"
+                " send fewer or smaller ones"
             )
 
 
 class _Blame:
-    """Writes a reference's `param` into the RequestErrors that leave its block."""
+    """Writes a reference's `param` into the RequestErrors that leave its block, and a video's own code."""
 
-    def __init__(self, ref: ImageRef) -> None:
+    def __init__(self, ref: ImageRef | VideoRef) -> None:
         self._ref = ref
 
     def __enter__(self) -> None:
@@ -148,6 +191,21 @@ class _Blame:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, RequestError) and error.param is None:
             error.param = self._ref.param
+        if isinstance(error, InvalidMedia) and isinstance(self._ref, VideoRef):
+            error.code = _VIDEO_CODE
+
+
+def _read_clip(data: bytes, rule: FrameRule, options: VideoOptions, limits: MediaLimits) -> Clip:
+    # Imported here, in the pool: FFmpeg takes a sixth of a second, which no server that sees no video should pay.
+    from onsight.media.video import read_clip
+
+    return read_clip(data, rule, options, limits)
+
+
+def _decode_clip(clip: Clip, limits: MediaLimits) -> Video:
+    from onsight.media.video import decode_clip
+
+    return decode_clip(clip, limits)
 
 
 def _scheme(url: str) -> str:

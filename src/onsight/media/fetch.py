@@ -1,4 +1,4 @@
-"""The one place that fetches: downloads a picture that a client named by URL, from public addresses only.
+"""The one place that fetches: downloads a picture or video that a client named by URL, from public addresses only.
 
 A name is resolved once and every answer is checked; the checked address itself is dialled, so that a second look-up
 cannot lead inside, while the Host header and TLS keep the name. Each redirect passes the same checks. Nothing is
@@ -20,7 +20,7 @@ import httpx
 
 from onsight.core.errors import InvalidMedia, TimedOut, TooLarge, Unsupported
 from onsight.media.addresses import is_address, is_public
-from onsight.media.limits import MediaLimits
+from onsight.media.limits import Kind, MediaLimits
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 """(host name, port) -> the texts of all its addresses. Raises OSError when there are none."""
@@ -30,6 +30,7 @@ _MAX_DIALS = 4
 _DIAL_TIMEOUT_S = 5.0
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _PORTS = {"http": 80, "https": 443}
+_ACCEPTED: dict[Kind, bytes] = {"image": b"image/*", "video": b"video/*, image/gif"}
 _BROKEN = (
     httpcore.NetworkError,
     httpcore.ProtocolError,
@@ -56,10 +57,14 @@ class CheckedDialer(httpcore.AsyncNetworkBackend):
     With `trusted` (a host on the operator's allow-list) the addresses may be internal.
     """
 
-    def __init__(self, resolver: Resolver, network: httpcore.AsyncNetworkBackend, trusted: bool) -> None:
+    def __init__(
+        self, resolver: Resolver, network: httpcore.AsyncNetworkBackend, trusted: bool, kind: Kind = "image"
+    ) -> None:
+        """`kind`: what error texts call the thing that is fetched."""
         self._resolver = resolver
         self._network = network
         self._trusted = trusted
+        self._kind = kind
 
     async def connect_tcp(
         self,
@@ -83,9 +88,11 @@ class CheckedDialer(httpcore.AsyncNetworkBackend):
         except (OSError, UnicodeError):
             addresses = []
         if not addresses:
-            raise InvalidMedia(f"cannot fetch the image: the host {host} was not found")
+            raise InvalidMedia(f"cannot fetch the {self._kind}: the host {host} was not found")
         if not self._trusted and not all(is_public(address) for address in addresses):
-            raise InvalidMedia(f"cannot fetch the image: {host} is not a public host; send the image as a data: URL")
+            raise InvalidMedia(
+                f"cannot fetch the {self._kind}: {host} is not a public host; send the {self._kind} as a data: URL"
+            )
         return addresses[:_MAX_DIALS]
 
 
@@ -98,7 +105,7 @@ class _Reply:
 
 
 class Fetcher:
-    """Downloads pictures within the limits. For many tasks at once; it holds no connection between fetches."""
+    """Downloads pictures and videos within the limits, for many tasks at once; holds no connection between fetches."""
 
     def __init__(
         self,
@@ -113,95 +120,96 @@ class Fetcher:
         self._certificates = certificates or httpx.create_ssl_context(trust_env=False)
         self._allowed_hosts = frozenset(_plain(host) for host in limits.allowed_hosts)
 
-    def check(self, url: str) -> httpx.URL:
+    def check(self, url: str, kind: Kind = "image") -> httpx.URL:
         """Parse a URL; without any network, refuse one that may not be fetched (Unsupported or InvalidMedia)."""
         limits = self._limits
         if limits.remote == "off":
             raise Unsupported(
-                "fetching remote images is off on this server (media.remote); send the image as a data: URL"
+                f"fetching remote {kind}s is off on this server (media.remote); send the {kind} as a data: URL"
             )
         if len(url) > _MAX_URL_CHARS:
-            raise InvalidMedia(f"the image URL has {len(url)} characters; the limit is {_MAX_URL_CHARS}")
+            raise InvalidMedia(f"the {kind} URL has {len(url)} characters; the limit is {_MAX_URL_CHARS}")
         try:
             target = httpx.URL(url)
         except httpx.InvalidURL:
-            raise InvalidMedia("the image URL is malformed; write https://host/path") from None
+            raise InvalidMedia(f"the {kind} URL is malformed; write https://host/path") from None
         if target.scheme not in _PORTS or not target.raw_host:
-            raise InvalidMedia("the image URL must be http:// or https:// with a host")
+            raise InvalidMedia(f"the {kind} URL must be http:// or https:// with a host")
         if target.userinfo or "@" in url.partition("//")[2].partition("/")[0]:
-            raise InvalidMedia("the image URL has a user name or password in it; leave them out")
+            raise InvalidMedia(f"the {kind} URL has a user name or password in it; leave them out")
         host = target.raw_host.decode("ascii")
         port = target.port or _PORTS[target.scheme]
         if port not in limits.allowed_ports:
             raise InvalidMedia(f"port {port} of {host} is not allowed (media.allowed_ports)")
         if limits.remote == "allow-list" and _plain(host) not in self._allowed_hosts:
-            raise InvalidMedia(f"{host} is not on this server's list of image hosts (media.allowed_hosts)")
+            raise InvalidMedia(f"{host} is not on this server's list of {kind} hosts (media.allowed_hosts)")
         return target
 
-    async def fetch(self, url: str, deadline: float) -> bytes:
+    async def fetch(self, url: str, deadline: float, kind: Kind = "image") -> bytes:
         """The body behind a URL, until `deadline` (event loop time). Raises InvalidMedia, TooLarge or TimedOut."""
-        target = self.check(url)
+        target = self.check(url, kind)
         try:
             async with asyncio.timeout_at(deadline):
                 for _ in range(self._limits.max_redirects + 1):
-                    reply = await self._get(target)
+                    reply = await self._get(target, kind)
                     if reply.location is None:
                         return reply.body
-                    target = self._next(target, reply.location)
+                    target = self._next(target, reply.location, kind)
         except TimeoutError:
             limit = f"{self._limits.fetch_timeout_s:g} s (media.fetch_timeout_s)"
-            raise TimedOut(f"cannot fetch the image: {_host(target)} did not send it within {limit}") from None
-        raise InvalidMedia(f"cannot fetch the image: more than {self._limits.max_redirects} redirects")
+            raise TimedOut(f"cannot fetch the {kind}: {_host(target)} did not send it within {limit}") from None
+        raise InvalidMedia(f"cannot fetch the {kind}: more than {self._limits.max_redirects} redirects")
 
-    def _next(self, target: httpx.URL, location: str) -> httpx.URL:
+    def _next(self, target: httpx.URL, location: str, kind: Kind) -> httpx.URL:
         try:
-            following = self.check(str(target.join(location)))
+            following = self.check(str(target.join(location)), kind)
         except httpx.InvalidURL:
-            raise InvalidMedia(f"cannot fetch the image: {_host(target)} redirects to a malformed URL") from None
+            raise InvalidMedia(f"cannot fetch the {kind}: {_host(target)} redirects to a malformed URL") from None
         if target.scheme == "https" and following.scheme == "http":
-            raise InvalidMedia(f"cannot fetch the image: {_host(target)} redirects from https to http")
+            raise InvalidMedia(f"cannot fetch the {kind}: {_host(target)} redirects from https to http")
         return following
 
-    async def _get(self, target: httpx.URL) -> _Reply:
+    async def _get(self, target: httpx.URL, kind: Kind) -> _Reply:
         trusted = self._limits.remote == "allow-list"
         connection = httpcore.AsyncHTTPConnection(
             origin=httpcore.Origin(target.raw_scheme, target.raw_host, target.port or _PORTS[target.scheme]),
             ssl_context=self._certificates,
-            network_backend=CheckedDialer(self._resolver, self._network, trusted),
+            network_backend=CheckedDialer(self._resolver, self._network, trusted, kind),
         )
         headers = {
             b"Host": target.netloc,
             b"User-Agent": b"onsight",
-            b"Accept": b"image/*",
+            b"Accept": _ACCEPTED[kind],
             b"Accept-Encoding": b"identity",
             b"Connection": b"close",
         }
         url = httpcore.URL(scheme=target.raw_scheme, host=target.raw_host, port=target.port, target=target.raw_path)
         try:
             async with connection, connection.stream("GET", url, headers=list(headers.items())) as response:
-                return await self._read(target, response)
+                return await self._read(target, response, kind)
         except _BROKEN as error:
             why = (
                 "its certificate was not accepted"
                 if isinstance(error.__cause__, ssl.SSLCertVerificationError)
                 else "the connection failed"
             )
-            raise InvalidMedia(f"cannot fetch the image from {_host(target)}: {why}") from None
+            raise InvalidMedia(f"cannot fetch the {kind} from {_host(target)}: {why}") from None
 
-    async def _read(self, target: httpx.URL, response: httpcore.Response) -> _Reply:
+    async def _read(self, target: httpx.URL, response: httpcore.Response, kind: Kind) -> _Reply:
         headers = {name.lower(): value.decode("latin-1").strip() for name, value in response.headers}
         if response.status in _REDIRECTS and b"location" in headers:
             return _Reply(b"", headers[b"location"])
         if response.status != 200:
-            raise InvalidMedia(f"cannot fetch the image: {_host(target)} answered {response.status}")
+            raise InvalidMedia(f"cannot fetch the {kind}: {_host(target)} answered {response.status}")
         if headers.get(b"content-encoding", "identity").lower() != "identity":
             raise InvalidMedia(
-                f"cannot fetch the image: {_host(target)} sent it compressed a second time (Content-Encoding)"
+                f"cannot fetch the {kind}: {_host(target)} sent it compressed a second time (Content-Encoding)"
             )
         if headers.get(b"content-type", "").lower().startswith(("text/html", "application/xhtml")):
-            raise InvalidMedia(f"{_host(target)} sent a web page, not an image; use the address of the image itself")
-        max_bytes = self._limits.max_bytes
-        too_large = TooLarge(f"the image at {_host(target)} has more than {self._limits.byte_limit}")
+            noun = "an image" if kind == "image" else "a video"
+            raise InvalidMedia(f"{_host(target)} sent a web page, not {noun}; use the address of the {kind} itself")
+        max_bytes = self._limits.bytes_of(kind)
+        too_large = TooLarge(f"the {kind} at {_host(target)} has more than {self._limits.byte_limit(kind)}")
         length = headers.get(b"content-length", "")
         if length.isdecimal() and int(length) > max_bytes:
             raise too_large

@@ -11,6 +11,7 @@ from onsight.core.errors import StartError
 _MOST_PIXELS = 178_000_000
 
 RemoteMedia = Literal["public", "off", "allow-list"]
+Kind = Literal["image", "video"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,12 @@ class MediaLimits:
     in a request. `max_pixels`, `max_request_pixels`: px of one picture, of all in a request; read from headers
     before anything is decoded. `min_side`: under 4 px an image processor can mistake a side of 1 or 3 for the
     colour channels. `max_aspect`: longer side over shorter; 200 is also Qwen2.5-VL's own limit. `fetch_timeout_s`:
-    for all remote pictures of one request together, redirects and bodies included. `decode_workers`: threads that
-    read pictures.
+    for all remote pictures of one request together, redirects and bodies included, and for all its videos.
+    `decode_workers`: threads that read pictures and videos.
+
+    Of videos, `max_pixels`, `min_side` and `max_aspect` hold for a frame. `max_video_bytes`: encoded bytes of one
+    (`max_request_bytes` of all). `max_video_s`: seconds that one lasts. `max_video_frames`: frames looked at in one.
+    `max_video_pixels`: px of all frames looked at in one request. `video_decode_s`: seconds that decoding one may take.
     """
 
     remote: RemoteMedia = "public"
@@ -34,16 +39,26 @@ class MediaLimits:
     max_pixels: int = 40_000_000
     max_request_pixels: int = 120_000_000
     max_images: int = 32
+    max_videos: int = 4
+    max_video_bytes: int = 40 << 20
+    max_video_s: float = 3600.0
+    max_video_frames: int = 128
+    max_video_pixels: int = 150_000_000
+    video_decode_s: float = 20.0
     min_side: int = 4
     max_aspect: float = 200.0
     fetch_timeout_s: float = 15.0
     max_redirects: int = 3
     decode_workers: int = 2
 
-    @property
-    def byte_limit(self) -> str:
-        """`max_bytes` as an error text says it."""
-        return f"{self.max_bytes / (1 << 20):.3g} MB (media.max_mb)"
+    def bytes_of(self, kind: Kind) -> int:
+        """Most encoded bytes of one picture or video."""
+        return self.max_bytes if kind == "image" else self.max_video_bytes
+
+    def byte_limit(self, kind: Kind) -> str:
+        """`bytes_of` as an error text says it."""
+        setting = "media.max_mb" if kind == "image" else "media.max_video_mb"
+        return f"{self.bytes_of(kind) / (1 << 20):.3g} MB ({setting})"
 
     def __post_init__(self) -> None:
         if self.allowed_hosts and self.remote != "allow-list":

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from onsight.core.errors import StartError
+from onsight.core.frames import FrameRule, Spread
 from onsight.core.geometry import Convention
 from onsight.models.hub import adapter_base, locate_base
 
-Capability = Literal["chat", "caption", "ocr", "locate", "describe", "embed"]
+Capability = Literal["chat", "caption", "ocr", "locate", "describe", "embed", "video"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class ModelCard:
     `convention`: the space in which its answers give coordinates; None when it was not trained to point.
     `prompts`: task name -> prompt text. `pixels`: task name -> budget ("chat" is every task's default).
     `defaults`: how chat is sampled unless a request says otherwise.
+    `frames`: how it looks at videos; None when it was never shown any. With it comes the capability "video".
     """
 
     name: str
@@ -63,6 +65,7 @@ class ModelCard:
     prompts: Mapping[str, str] | None = None
     pixels: Mapping[str, PixelBudget] | None = None
     defaults: Defaults = Defaults()
+    frames: FrameRule | None = None
 
     def budget(self, task: str) -> PixelBudget:
         """The pixel budget of `task`, else that of chat, else none."""
@@ -78,7 +81,8 @@ def _read(name: str, text: str) -> ModelCard:
     convention = table.pop("convention", None)
     if convention is not None and convention not in get_args(Convention):
         raise ValueError(f"card {name}: convention {convention!r} is not one of {get_args(Convention)}")
-    capabilities = tuple(table.pop("capabilities"))
+    frames = _frames(name, table.pop("frames", None))
+    capabilities = (*table.pop("capabilities"), *(("video",) if frames else ()))
     unknown = sorted(set(capabilities) - set(get_args(Capability)))
     if unknown:
         raise ValueError(f"card {name}: unknown capabilities {unknown}")
@@ -87,6 +91,7 @@ def _read(name: str, text: str) -> ModelCard:
         capabilities=capabilities,
         convention=convention,
         pixels=pixels,
+        frames=frames,
         prompts=table.pop("prompts", {}),
         defaults=Defaults(**table.pop("defaults", {})),
         models=tuple(table.pop("models", ())),
@@ -94,6 +99,14 @@ def _read(name: str, text: str) -> ModelCard:
         architectures=tuple(table.pop("architectures", ())),
         **table,
     )
+
+
+def _frames(name: str, table: dict[str, object] | None) -> FrameRule | None:
+    if table is None:
+        return None
+    if table.get("spread") not in get_args(Spread):
+        raise ValueError(f"card {name}: frames.spread {table.get('spread')!r} is not one of {get_args(Spread)}")
+    return FrameRule(**table)  # type: ignore[arg-type]  # as with the card's other tables: a wrong key is an error
 
 
 @cache

@@ -19,8 +19,9 @@ from onsight.core.generation import (
     TokenLogprob,
     Usage,
 )
-from onsight.core.messages import Draft, Image, ImageRef, Message
+from onsight.core.messages import Draft, Image, ImageRef, Message, Text, Video, VideoRef
 from onsight.media.door import MediaDoor
+from onsight.models.card import ModelCard
 from onsight.tasks.admission import Admission
 from onsight.tasks.record import UNFORESEEN, Bookkeeper, Record
 from onsight.tasks.roster import Loaded, Roster
@@ -58,7 +59,7 @@ class Answer:
 
 
 class Chat:
-    """Takes a place in the queue, opens the pictures, generates."""
+    """Takes a place in the queue, opens the pictures and videos, generates."""
 
     def __init__(
         self, roster: Roster, door: MediaDoor, admission: Admission, bookkeepers: Sequence[Bookkeeper] = ()
@@ -78,7 +79,8 @@ class Chat:
         try:
             _check(call, loaded)
             with self._admission.place(call.n):
-                request = GenerateRequest(await self._open(call.drafts, record), call.sampling, call.schema)
+                messages = await self._open(call.drafts, loaded.card, record)
+                request = GenerateRequest(messages, call.sampling, call.schema)
                 async with aclosing(_choices(loaded, request, call.n)) as events:
                     async for choice in events:
                         record.token()
@@ -97,17 +99,29 @@ class Chat:
             for bookkeeper in self._bookkeepers:
                 bookkeeper(record)
 
-    async def _open(self, drafts: tuple[Draft, ...], record: Record) -> tuple[Message, ...]:
-        refs = [part for draft in drafts for part in draft.parts if isinstance(part, ImageRef)]
-        images = iter(await self._door.open(refs) if refs else ())
-        record.images = len(refs)
+    async def _open(self, drafts: tuple[Draft, ...], card: ModelCard, record: Record) -> tuple[Message, ...]:
+        parts = [part for draft in drafts for part in draft.parts]
+        images = [part for part in parts if isinstance(part, ImageRef)]
+        videos = [part for part in parts if isinstance(part, VideoRef)]
+        opened = iter(await self._door.open(images) if images else ())
+        watched = iter(await self._door.open_videos(videos, card.frames) if videos and card.frames else ())
+        record.images, record.videos = len(images), len(videos)
         record.media_opened()
-        return tuple(_message(draft, images) for draft in drafts)
+        return tuple(_message(draft, opened, watched) for draft in drafts)
 
 
-def _message(draft: Draft, images: Iterator[Image]) -> Message:
-    """`draft` with each picture reference replaced by the next opened picture."""
-    return Message(draft.role, tuple(next(images) if isinstance(part, ImageRef) else part for part in draft.parts))
+def _message(draft: Draft, images: Iterator[Image], videos: Iterator[Video]) -> Message:
+    """`draft` with each reference replaced by the next opened picture or video."""
+    parts: list[Text | Image | Video] = []
+    for part in draft.parts:
+        match part:
+            case ImageRef():
+                parts.append(next(images))
+            case VideoRef():
+                parts.append(next(videos))
+            case Text():
+                parts.append(part)
+    return Message(draft.role, tuple(parts))
 
 
 async def collect(events: AsyncGenerator[ChoiceEvent, None], n: int = 1) -> list[Answer]:
@@ -188,10 +202,17 @@ def _check(call: ChatCall, loaded: Loaded) -> None:
     if not call.drafts:
         raise InvalidRequest("messages is empty; send at least one user message", param="messages")
     for index, draft in enumerate(call.drafts):
-        if draft.role == "system" and any(isinstance(part, ImageRef) for part in draft.parts):
+        if draft.role == "system" and any(not isinstance(part, Text) for part in draft.parts):
             raise InvalidRequest(
-                "a system message cannot hold a picture; put it into a user message", param=f"messages.{index}.content"
+                "a system message cannot hold a picture or a video; put it into a user message",
+                param=f"messages.{index}.content",
             )
+        for part in draft.parts:
+            if isinstance(part, VideoRef) and loaded.card.frames is None:
+                raise Unsupported(
+                    f"model {loaded.name!r} does not see videos; send pictures of it, or ask a model that does",
+                    param=part.param,
+                )
     if call.drafts[-1].role != "user":
         raise InvalidRequest(
             f"the last message is from {call.drafts[-1].role!r}; it must be from 'user'",

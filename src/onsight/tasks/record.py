@@ -20,6 +20,7 @@ class Record:
     task: str
     model: str
     images: int = 0
+    videos: int = 0
     began_s: float = field(default_factory=time.monotonic)
     opened_s: float | None = None
     first_token_s: float | None = None
@@ -27,6 +28,7 @@ class Record:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     image_tokens: int = 0
+    video_tokens: int = 0
     completion_tokens: int = 0
     reason: str = UNFORESEEN
 
@@ -42,6 +44,7 @@ class Record:
         """Add one choice's usage; the choices of a request share their prompt."""
         self.prompt_tokens = event.usage.prompt_tokens
         self.image_tokens = event.usage.image_tokens
+        self.video_tokens = event.usage.video_tokens
         self.cached_tokens = max(self.cached_tokens, event.usage.cached_tokens)
         self.completion_tokens += event.usage.completion_tokens
         self.reason = event.reason

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from onsight.core.generation import Finished, FinishReason, GenerateRequest, Sampling, TextDelta, TokenLogprob, Usage
-from onsight.core.messages import Image, Message, Role, Text
+from onsight.core.messages import Image, Message, Role, Text, Video
 from onsight.engines.torch_engine import TorchEngine
 from tests.engines.fidelity import TOLERANCE, Seen, WatchedEngine
 from tests.engines.torch_engine.reference import Expected, Reference
@@ -26,7 +26,7 @@ class Answer:
     seen: Seen | None
 
 
-def turn(*parts: str | Image, role: Role = "user") -> Message:
+def turn(*parts: str | Image | Video, role: Role = "user") -> Message:
     return Message(role, tuple(Text(part) if isinstance(part, str) else part for part in parts))
 
 

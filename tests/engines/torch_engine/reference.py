@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import PIL.Image
 import torch
 from transformers import AutoTokenizer
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
 from transformers.models.mllama.processing_mllama import (
     convert_sparse_cross_attention_mask_to_dense,
     get_cross_attention_token_mask,
 )
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
-from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
+from transformers.models.smolvlm.processing_smolvlm import (
+    DEFAULT_CHAT_TEMPLATE,
+    SmolVLMProcessor,
+    get_image_prompt_string,
+)
+from transformers.video_utils import VideoMetadata
 
-from onsight.core.messages import Image, Message, Text
+from onsight.core.messages import Image, Message, Text, Video
 
 
 @dataclass(frozen=True)
@@ -61,12 +70,17 @@ class Reference:
     def prompt(self, messages: Sequence[Message]) -> str:
         """The chat template's text, a placeholder for each picture."""
         turns = [{"role": message.role, "content": [_content(part) for part in message.parts]} for message in messages]
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        template = self.video_template if any(message.videos for message in messages) else None
+        text = self.tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=True, chat_template=template
+        )
         assert isinstance(text, str)
         return text
 
     media: tuple[str, ...]
     model: Any
+    video_template: str | None = None
+    """What the processor follows instead of the checkpoint's template when there is a video."""
     coarser_among_several = False
     """Whether a picture is seen otherwise when its request brings others too."""
 
@@ -90,6 +104,7 @@ class SmolVLMReference(Reference):
     """With SmolVLMProcessor's own expansion of a picture's placeholder."""
 
     media = ("<image>", "<fake_token_around_image>", "<global-img>")
+    video_template = DEFAULT_CHAT_TEMPLATE
 
     def __init__(self, folder: Path, *, split: bool = True) -> None:
         super().__init__(folder)
@@ -124,18 +139,41 @@ class SmolVLMReference(Reference):
         return made["pixel_values"][0], self.tokenizer(text, add_special_tokens=False).input_ids
 
     def inputs(self, messages: Sequence[Message]) -> dict[str, torch.Tensor]:
-        images = [image for message in messages for image in message.images]
-        text = self.prompt(messages)
-        if not images:
-            return dict(
-                self.tokenizer(text, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False)
-            )
-        made = self.look(images)
-        full, *rest = text.split("<image>")
-        for rows, columns, piece in zip(made["rows"][0], made["cols"][0], rest, strict=True):
-            full += self.block(rows, columns) + piece
-        inputs = dict(self.tokenizer(full, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False))
-        return inputs | {"pixel_values": made["pixel_values"], "pixel_attention_mask": made["pixel_attention_mask"]}
+        """Tiles of pictures and frames of videos in their order, which is all that the model's class asks for."""
+        text = self.full_prompt(messages)
+        tiles = [self._look(part) for message in messages for part in message.parts if not isinstance(part, Text)]
+        inputs = dict(self.tokenizer(text, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False))
+        return inputs | {"pixel_values": torch.cat(tiles)[None]} if tiles else inputs
+
+    def full_prompt(self, messages: Sequence[Message]) -> str:
+        """Expanded by the processor's own functions."""
+        media = [part for message in messages for part in message.parts if not isinstance(part, Text)]
+        pictures = (self._picture_text(part) for part in media if isinstance(part, Image))
+        videos = (self._video_text(part) for part in media if isinstance(part, Video))
+        return _expand(self.prompt(messages), {"<image>": pictures, "<video>": videos})
+
+    def _picture_text(self, image: Image) -> str:
+        made = self.look([image])
+        return self.block(made["rows"][0][0], made["cols"][0][0])
+
+    def _video_text(self, video: Video) -> str:
+        processor = SimpleNamespace(
+            image_seq_len=self.features_per_tile,
+            image_token="<image>",
+            fake_image_token="<fake_token_around_image>",
+            global_image_token="<global-img>",
+        )
+        inputs = {"pixel_values": torch.zeros(1, len(video.timestamps), 1), "video_metadata": [metadata(video)]}
+        return SmolVLMProcessor.replace_video_token(processor, inputs, 0)
+
+    def _look(self, part: Image | Video) -> torch.Tensor:
+        """[tiles, 3, 32, 32]. Of a video each frame, scaled to a longest edge of 96 px and then to the tile."""
+        if isinstance(part, Image):
+            return self.look([part])["pixel_values"][0]
+        longest = max(part.width, part.height)
+        width, height = (96 * side // longest for side in (part.width, part.height))
+        frames = resized_frames(film_frames(part), width + width % 2, height + height % 2, "lanczos")
+        return (resized_frames(frames, 32, 32, "lanczos").float() / 255 - 0.5) / 0.5
 
 
 class QwenReference(Reference):
@@ -157,18 +195,48 @@ class QwenReference(Reference):
 
     def inputs(self, messages: Sequence[Message]) -> dict[str, torch.Tensor]:
         images = [image for message in messages for image in message.images]
-        text = self.prompt(messages)
+        videos = [video for message in messages for video in message.videos]
         extra: dict[str, torch.Tensor] = {}
         if images:
             made = self.processor(images=[_pil(image) for image in images], return_tensors="pt")
-            first, *rest = text.split("<|image_pad|>")
-            text = first
-            for grid, piece in zip(made["image_grid_thw"].tolist(), rest, strict=True):
-                text += "<|image_pad|>" * (grid[1] * grid[2] // 4) + piece
             extra = {"pixel_values": made["pixel_values"], "image_grid_thw": made["image_grid_thw"]}
+        if videos:
+            looks = [self.look(video) for video in videos]
+            extra["pixel_values_videos"] = torch.cat([patches for patches, _ in looks])
+            extra["video_grid_thw"] = torch.tensor([grid for _, grid in looks])
+            extra["second_per_grid_ts"] = torch.tensor([2 / metadata(video).sampled_fps for video in videos])
+        counts = {
+            f"<|{name}_pad|>": iter(
+                [f"<|{name}_pad|>" * (grid.prod() // 4) for grid in extra.get(f"{name}_grid_thw", [])]
+            )
+            for name in ("image", "video")
+        }
+        text = _expand(self.prompt(messages), counts)
         inputs = dict(self.tokenizer(text, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False))
-        pad = self.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-        return inputs | extra | {"mm_token_type_ids": (inputs["input_ids"] == pad).int()}
+        kinds = torch.zeros_like(inputs["input_ids"], dtype=torch.int32)
+        for kind, name in enumerate(counts, 1):
+            kinds[inputs["input_ids"] == self.tokenizer.convert_tokens_to_ids(name)] = kind
+        return inputs | extra | {"mm_token_type_ids": kinds}
+
+    def look(self, video: Video) -> tuple[torch.Tensor, tuple[int, int, int]]:
+        """Patches and their (time, rows, columns), as the video processor makes them, but each by its own indices."""
+        frames = film_frames(video)
+        frames = torch.cat([frames, frames[-1:]]) if len(frames) % 2 else frames
+        most = max(min(28 * 28 * 16, int(80 * 28 * 28 * 0.9) * 2 // len(video.timestamps)), int(28 * 28 * 4 * 1.05))
+        height, width = smart_resize(video.height, video.width, 28, 28 * 28 * 4, most)
+        values = resized_frames(frames, width, height, "bicubic").permute(0, 2, 3, 1).numpy()
+        mean, deviation = numpy.array(OPENAI_CLIP_MEAN), numpy.array(OPENAI_CLIP_STD)
+        values = ((values / 255 - mean) / deviation).astype(numpy.float32)
+        grid = (len(frames) // 2, height // 14, width // 14)
+        patches = [
+            values[2 * time : 2 * time + 2, 14 * y : 14 * y + 14, 14 * x : 14 * x + 14].transpose(3, 0, 1, 2).flatten()
+            for time in range(grid[0])
+            for top in range(0, grid[1], 2)
+            for left in range(0, grid[2], 2)
+            for y in (top, top + 1)
+            for x in (left, left + 1)
+        ]
+        return torch.from_numpy(numpy.stack(patches)), grid
 
 
 class MllamaReference(Reference):
@@ -201,8 +269,37 @@ class MllamaReference(Reference):
         return inputs | dict(made) | {"cross_attention_mask": torch.from_numpy(mask)}
 
 
-def _content(part: Text | Image) -> dict[str, str]:
-    return {"type": "image"} if isinstance(part, Image) else {"type": "text", "text": part.text}
+def _content(part: Text | Image | Video) -> dict[str, str]:
+    match part:
+        case Text(text):
+            return {"type": "text", "text": text}
+        case Image():
+            return {"type": "image"}
+        case Video():
+            return {"type": "video"}
+
+
+def film_frames(video: Video) -> torch.Tensor:
+    """[frames, 3, height, width], 8 bits, laid out as transformers has them after decoding."""
+    frames = numpy.frombuffer(video.pixels, numpy.uint8).reshape(-1, video.height, video.width, 3)
+    return torch.from_numpy(frames.copy()).permute(0, 3, 1, 2).contiguous()
+
+
+def resized_frames(frames: torch.Tensor, width: int, height: int, mode: str) -> torch.Tensor:
+    """What torchvision's `resize` makes of 8-bit frames on a CPU: this very call, all frames at once."""
+    return torch.nn.functional.interpolate(frames, size=[height, width], mode=mode, antialias=True)
+
+
+def metadata(video: Video) -> VideoMetadata:
+    """What a video loader of transformers would say of it, with its frames counted in milliseconds."""
+    total, indices = round(video.duration_s * 1000), [round(second * 1000) for second in video.timestamps]
+    return VideoMetadata(total, 1000.0, video.width, video.height, video.duration_s, frames_indices=indices)
+
+
+def _expand(text: str, placeholders: dict[str, Iterator[str]]) -> str:
+    """Each placeholder replaced by the next of its kind."""
+    pattern = "|".join(re.escape(placeholder) for placeholder in placeholders)
+    return re.sub(pattern, lambda match: next(placeholders[match[0]]), text)
 
 
 def _pil(image: Image) -> PIL.Image.Image:

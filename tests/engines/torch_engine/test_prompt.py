@@ -8,7 +8,7 @@ import pytest
 
 from onsight.core.errors import ContextTooLong, InvalidMedia, InvalidRequest, Unsupported
 from onsight.core.messages import Image, ImageOptions
-from onsight.engines.torch_engine.families.qwen_images import resized
+from onsight.engines.torch_engine.families.qwen_sizes import resized
 from tests.engines.torch_engine.asking import answer, asking, check, turn
 from tests.engines.torch_engine.conftest import StartEngine
 from tests.engines.torch_engine.reference import QwenReference, SmolVLMReference

@@ -36,10 +36,11 @@ class ChoiceLogprobs(BaseModel):
 
 
 class PromptTokensDetails(BaseModel):
-    """`cached_tokens` of the prompt were reused; `image_tokens` of it are pictures."""
+    """`cached_tokens` of the prompt were reused; `image_tokens` of it are pictures, `video_tokens` videos."""
 
     cached_tokens: int
     image_tokens: int
+    video_tokens: int
 
 
 class CompletionUsage(BaseModel):
@@ -181,6 +182,7 @@ def _usage(usages: Sequence[Usage]) -> CompletionUsage:
     details = PromptTokensDetails(
         cached_tokens=max(usage.cached_tokens for usage in usages),
         image_tokens=max(usage.image_tokens for usage in usages),
+        video_tokens=max(usage.video_tokens for usage in usages),
     )
     return CompletionUsage(
         prompt_tokens=prompt,

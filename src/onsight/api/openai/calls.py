@@ -15,10 +15,11 @@ from onsight.api.openai.wire import (
     Part,
     TextFormat,
     TextPart,
+    VideoUrlPart,
 )
 from onsight.api.services import ApiSettings
 from onsight.core.generation import Sampling
-from onsight.core.messages import Draft, ImageOptions, ImageRef, Text
+from onsight.core.messages import Draft, ImageOptions, ImageRef, Text, VideoOptions, VideoRef
 from onsight.models.card import Defaults
 from onsight.tasks.chat import ChatCall
 
@@ -40,7 +41,7 @@ def _draft(message: ChatMessage, place: str) -> Draft:
     return Draft(role, tuple(_part(part, f"{place}.content.{index}") for index, part in enumerate(message.content)))
 
 
-def _part(part: Part, place: str) -> Text | ImageRef:
+def _part(part: Part, place: str) -> Text | ImageRef | VideoRef:
     match part:
         case TextPart():
             return Text(part.text)
@@ -50,6 +51,8 @@ def _part(part: Part, place: str) -> Text | ImageRef:
             # Decoding belongs to the media door's threads, so bare base64 travels on as a data: URL.
             b64 = part.image.b64
             return ImageRef(b64 if b64.startswith("data:") else f"data:;base64,{b64}", param=f"{place}.image")
+        case VideoUrlPart(video_url=video):
+            return VideoRef(video.url, VideoOptions(video.fps, video.max_frames), f"{place}.video_url")
 
 
 def _options(image: ImageUrl) -> ImageOptions:

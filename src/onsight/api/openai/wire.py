@@ -58,6 +58,14 @@ class ImageUrl(_Strict):
         return self
 
 
+class VideoUrl(_Strict):
+    """A video, and which of its frames to look at; left out, both are what the model was made for."""
+
+    url: str = Field(min_length=1, description="An http(s) URL, or data:video/mp4;base64,...")
+    fps: float | None = Field(None, gt=0, le=1000, description="Frames looked at for each second of it.")
+    max_frames: int | None = Field(None, ge=1, description="Most frames looked at.")
+
+
 class InlineImage(_Strict):
     """A picture's file as base64."""
 
@@ -79,13 +87,23 @@ class ImageUrlPart(_Strict):
     ]
 
 
+class VideoUrlPart(_Strict):
+    type: Literal["video_url"]
+    video_url: Annotated[
+        VideoUrl,
+        BeforeValidator(
+            lambda value: {"url": value} if isinstance(value, str) else value, json_schema_input_type=VideoUrl | str
+        ),
+    ]
+
+
 class InlineImagePart(_Strict):
     type: Literal["image"]
     image: InlineImage
 
 
-_PARTS = ("text", "image_url", "image")
-_PARTS_ELSEWHERE = ("video_url", "video", "input_audio", "audio", "file", "refusal", "input_image", "input_text")
+_PARTS = ("text", "image_url", "image", "video_url")
+_PARTS_ELSEWHERE = ("video", "input_audio", "audio", "file", "refusal", "input_image", "input_text")
 
 
 def _check_kind(value: object) -> object:
@@ -96,8 +114,10 @@ def _check_kind(value: object) -> object:
     if kind in _PARTS:
         return value
     if kind in _PARTS_ELSEWHERE:
-        raise PydanticCustomError("unsupported", "{why}", {"why": "send text, image_url or image parts", "field": kind})
-    raise _wrong("type", "it should be text, image_url or image")
+        raise PydanticCustomError(
+            "unsupported", "{why}", {"why": "send text, image_url, image or video_url parts", "field": kind}
+        )
+    raise _wrong("type", "it should be text, image_url, image or video_url")
 
 
 def _kind_of(value: object) -> str:
@@ -105,7 +125,7 @@ def _kind_of(value: object) -> str:
     match value:
         case {"type": str(kind)}:
             return PART + kind
-        case TextPart() | ImageUrlPart() | InlineImagePart():
+        case TextPart() | ImageUrlPart() | InlineImagePart() | VideoUrlPart():
             return PART + value.type
         case _:
             return PART
@@ -114,7 +134,8 @@ def _kind_of(value: object) -> str:
 Part = Annotated[
     Annotated[TextPart, Tag(f"{PART}text")]
     | Annotated[ImageUrlPart, Tag(f"{PART}image_url")]
-    | Annotated[InlineImagePart, Tag(f"{PART}image")],
+    | Annotated[InlineImagePart, Tag(f"{PART}image")]
+    | Annotated[VideoUrlPart, Tag(f"{PART}video_url")],
     Discriminator(_kind_of),
     BeforeValidator(_check_kind),
 ]
@@ -137,7 +158,7 @@ def _check_content(content: object) -> object:
 
 
 class ChatMessage(_Strict):
-    """One turn. Pictures belong to the user's turns; `developer` is another word for `system`."""
+    """One turn. Pictures and videos belong to the user's turns; `developer` is another word for `system`."""
 
     role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_check_role)]
     content: Annotated[
@@ -156,16 +177,18 @@ class ChatMessage(_Strict):
 
     @model_validator(mode="after")
     def _fits_its_role(self) -> ChatMessage:
-        pictures = any(not isinstance(part, TextPart) for part in self.content)
-        if pictures and self.role != "user":
-            raise _wrong("content", f"a message from {self.role} cannot hold a picture; put it into a user message")
+        media = any(not isinstance(part, TextPart) for part in self.content)
+        if media and self.role != "user":
+            raise _wrong(
+                "content", f"a message from {self.role} cannot hold a picture or a video; put it into a user message"
+            )
         # An empty answer may stand in a history; an empty question asks nothing.
         if (
-            not pictures
+            not media
             and self.role == "user"
             and not any(part.text for part in self.content if isinstance(part, TextPart))
         ):
-            raise _wrong("content", "it is empty; send a text or a picture")
+            raise _wrong("content", "it is empty; send a text, a picture or a video")
         return self
 
 

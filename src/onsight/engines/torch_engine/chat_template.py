@@ -14,7 +14,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from onsight.core.errors import InvalidRequest, StartError
-from onsight.core.messages import Image, Message, Text
+from onsight.core.messages import Image, Message, Text, Video
 from onsight.engines.torch_engine.loading import JsonObject, read_json, read_optional_json
 
 _STAND_IN = "\ue000{index}\ue001"
@@ -31,13 +31,24 @@ class TemplateText:
     text: str
 
 
-Piece = TemplateText | Text | Image
+Piece = TemplateText | Text | Image | Video
+
+
+@dataclass(frozen=True, slots=True)
+class VideoWords:
+    """How a video is written: `text` stands where it goes, in `template` (Jinja) whenever there is one; None is the
+    template that is followed anyway."""
+
+    text: str
+    template: str | None = None
 
 
 class ChatTemplate:
     """Turns messages into pieces in the order in which the model reads them."""
 
-    def __init__(self, folder: Path, image_text: str, source: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, image_text: str, source: str | None = None, video: VideoWords | None = None
+    ) -> None:
         """Compile `source`, else what `folder` holds; it writes `image_text` for a picture. Raises StartError.
 
         With `{number}` in `image_text`, turns are plain strings in which we write it, a line for each picture, and
@@ -49,6 +60,7 @@ class ChatTemplate:
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         try:
             self._template = environment.from_string(source)
+            self._filmed = environment.from_string((video and video.template) or source)
         except jinja2.TemplateError as error:
             raise StartError(f"{folder}: the chat template cannot be read: {error}") from None
         table = read_optional_json(folder / "tokenizer_config.json")
@@ -56,7 +68,8 @@ class ChatTemplate:
         self._numbered = image_text if _NUMBER in image_text else None
         opens = self._numbered is not None and table.get("add_bos_token", True)
         self._opening = self._tokens.get("bos_token", "") if opens else ""
-        self._split = re.compile(f"{_STAND_IN_PATTERN}|({_pattern(image_text)})")
+        video_pattern = re.escape(video.text) if video else "(?!)"
+        self._split = re.compile(f"{_STAND_IN_PATTERN}|({_pattern(image_text)})|({video_pattern})")
 
     def render(self, messages: Sequence[Message]) -> list[Piece]:
         """The whole prompt up to where the answer begins. Raises InvalidRequest when the template refuses it."""
@@ -64,28 +77,34 @@ class ChatTemplate:
         turns = [_turn(message, texts) for message in messages]
         if self._numbered is not None:
             turns = _as_strings(turns, self._numbered)
+        template = self._filmed if any(message.videos for message in messages) else self._template
         try:
-            prompt = self._template.render(messages=turns, add_generation_prompt=True, **self._tokens)
+            prompt = template.render(messages=turns, add_generation_prompt=True, **self._tokens)
         except jinja2.TemplateError as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"
             ) from None
         images = [image for message in messages for image in message.images]
-        pieces = self._cut(prompt, texts, images)
-        taken = sum(isinstance(piece, Text) for piece in pieces), sum(isinstance(piece, Image) for piece in pieces)
-        if taken != (len(texts), len(images)):
+        videos = [video for message in messages for video in message.videos]
+        pieces = self._cut(prompt, texts, images, videos)
+        taken = [sum(isinstance(piece, kind) for piece in pieces) for kind in (Text, Image, Video)]
+        if taken != [len(texts), len(images), len(videos)]:
             raise InvalidRequest("the model's chat template has no place for one of these messages", param="messages")
         return pieces
 
-    def _cut(self, prompt: str, texts: list[Text], images: list[Image]) -> list[Piece]:
+    def _cut(self, prompt: str, texts: list[Text], images: list[Image], videos: list[Video]) -> list[Piece]:
         pieces: list[Piece] = [TemplateText(self._opening)] if self._opening else []
-        waiting = iter(images)
+        waiting, unseen = iter(images), iter(videos)
         end = 0
         for match in self._split.finditer(prompt):
             if match.start() > end:
                 pieces.append(TemplateText(prompt[end : match.start()]))
             end = match.end()
-            found = next(waiting, None) if match[1] is None else texts[int(match[1])]
+            found: Text | Image | Video | None
+            if match[1] is not None:
+                found = texts[int(match[1])]
+            else:
+                found = next(unseen, None) if match[2] is None else next(waiting, None)
             if found is not None:
                 pieces.append(found)
             if self._opening and isinstance(found, Image):
@@ -101,6 +120,8 @@ def _turn(message: Message, texts: list[Text]) -> dict[str, object]:
     for part in message.parts or (Text(""),):
         if isinstance(part, Image):
             content.append({"type": "image"})
+        elif isinstance(part, Video):
+            content.append({"type": "video"})
         else:
             content.append({"type": "text", "text": _STAND_IN.format(index=len(texts))})
             texts.append(part)

@@ -230,7 +230,9 @@ class TorchEngine:
         features = FeatureCache(settings.image_cache_bytes)
         ends = end_token_ids(folder, vocabulary) | family.end_token_ids
         grammars = GrammarCompiler(vocabulary, decoder.vocab_rows, sorted(ends))
-        template = ChatTemplate(folder, family.image_text, family.chat_template)
+        watcher = family.watcher
+        words = None if watcher is None else watcher.words
+        template = ChatTemplate(folder, family.image_text, family.chat_template, words)
         cores = Cores(device, decoder.layer_weights)
         runner = Runner(family, cache, cores)
         with torch.inference_mode():

@@ -1,15 +1,16 @@
-"""From a request to a sequence that can run: pictures planned and prepared, the prompt laid out, the limits checked."""
+"""From a request to a sequence that can run: media planned and prepared, the prompt laid out, the limits checked."""
 
 from __future__ import annotations
 
-from onsight.core.errors import ContextTooLong, InvalidRequest
+from onsight.core.errors import ContextTooLong, InvalidRequest, Unsupported
 from onsight.core.generation import GenerateRequest
+from onsight.core.messages import Image, Text, Video
 from onsight.engines.torch_engine.chat_template import ChatTemplate
 from onsight.engines.torch_engine.detokenizer import TextStream
 from onsight.engines.torch_engine.families.family import Family
 from onsight.engines.torch_engine.feature_cache import FeatureCache
 from onsight.engines.torch_engine.grammar import GrammarCompiler
-from onsight.engines.torch_engine.prompt import Pixels, Prompt, lay_out
+from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Plan, Prompt, Span, VideoPlan, lay_out
 from onsight.engines.torch_engine.sequence import Sequence
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
@@ -35,24 +36,41 @@ class Intake:
 
     def read(self, request: GenerateRequest) -> Sequence:
         """Make the sequence. Raises InvalidRequest, Unsupported or ContextTooLong, before any pixel is touched."""
-        images = [image for message in request.messages for image in message.images]
-        plans = [self._family.plan(image, len(images)) for image in images]
-        prompt = lay_out(request.messages, self._template, self._vocabulary, plans, self._family.image_token_id)
+        media = [part for message in request.messages for part in message.parts if not isinstance(part, Text)]
+        images = sum(isinstance(part, Image) for part in media)
+        plans = [self._plan(part, images) for part in media]
+        watcher = self._family.watcher
+        ids = (self._family.image_token_id, None if watcher is None else watcher.token_id)
+        prompt = lay_out(request.messages, self._template, self._vocabulary, plans, *ids)
         limit = self._limit(prompt, request.sampling.max_tokens)
         grammar = None if request.schema is None else self._grammars.compile(request.schema)
         self._family.place(prompt)
         return Sequence(prompt, request.sampling, limit, TextStream(self._vocabulary, request.sampling.stop), grammar)
 
+    def _plan(self, part: Image | Video, images: int) -> Plan:
+        if isinstance(part, Image):
+            return self._family.plan(part, images)
+        if self._family.watcher is None:
+            raise Unsupported("this model does not see videos; send pictures of it", param="messages.video_url")
+        return self._family.watcher.plan(part)
+
     def look(self, prompt: Prompt) -> None:
-        """Find each picture's features, or prepare its pixels; a picture that comes twice is prepared once."""
+        """Find each picture's and video's features, or prepare its pixels; what comes twice is prepared once."""
         prepared: dict[str, Pixels] = {}
         for span in prompt.spans:
             span.features = self._features.find(span.plan.key)
             if span.features is None:
                 key = span.plan.key
                 if key not in prepared:
-                    prepared[key] = self._family.prepare(span.plan)
+                    prepared[key] = self._prepare(span.plan)
                 span.pixels = prepared[key]
+
+    def _prepare(self, plan: Plan) -> Pixels:
+        if isinstance(plan, VideoPlan) and self._family.watcher is not None:
+            return self._family.watcher.prepare(plan)
+        if isinstance(plan, ImagePlan):
+            return self._family.prepare(plan)
+        raise RuntimeError("a video was planned by a family that sees none")
 
     def _limit(self, prompt: Prompt, max_tokens: int | None) -> int:
         """Most tokens to answer with: as asked, and no more than the context still holds."""
@@ -62,10 +80,17 @@ class Intake:
         room = self._context_tokens - taken
         if room >= 1:
             return min(max_tokens or room, room)
-        counts = [f"text {taken - prompt.image_tokens}"]
-        counts += [f"picture {number}: {span.stop - span.start}" for number, span in enumerate(prompt.spans, 1)]
+        counts = [f"text {taken - prompt.image_tokens - prompt.video_tokens}"]
+        counts += _counts("picture", [span for span in prompt.spans if isinstance(span.plan, ImagePlan)])
+        counts += _counts("video", [span for span in prompt.spans if isinstance(span.plan, VideoPlan)])
+        fewer = ", or fewer frames of a video (fps, max_frames)" if prompt.video_tokens else ""
         raise ContextTooLong(
             f"the prompt takes {taken} tokens ({', '.join(counts)}) and an answer at least 1 more,"
-            f" but the context holds {self._context_tokens}: shorten the text, or send fewer or smaller pictures",
+            f" but the context holds {self._context_tokens}: shorten the text,"
+            f" or send fewer or smaller pictures{fewer}",
             param="messages",
         )
+
+
+def _counts(noun: str, spans: list[Span]) -> list[str]:
+    return [f"{noun} {number}: {span.stop - span.start}" for number, span in enumerate(spans, 1)]

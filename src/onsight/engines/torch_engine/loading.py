@@ -281,6 +281,12 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMED]) + more
 
 
+def video_settings(folder: Path) -> JsonObject:
+    """The video processor's settings, empty where the checkpoint has none of its own."""
+    inner = read_optional_json(folder / "processor_config.json").get("video_processor")
+    return inner if isinstance(inner, dict) else read_optional_json(folder / "video_preprocessor_config.json")
+
+
 def image_settings(folder: Path) -> JsonObject:
     """The image processor's settings, from whichever file the checkpoint's age put them in."""
     table = read_optional_json(folder / "preprocessor_config.json")

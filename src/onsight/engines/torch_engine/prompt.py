@@ -1,14 +1,14 @@
-"""A request as the model reads it: token ids, pictures in their places, positions."""
+"""A request as the model reads it: token ids, pictures and videos in their places, positions."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 
 import torch
 
-from onsight.core.messages import Image, Message, Text
+from onsight.core.messages import Image, Message, Text, Video
 from onsight.engines.torch_engine.chat_template import ChatTemplate, Piece
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
@@ -30,21 +30,43 @@ class ImagePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Pixels:
-    """A picture resized and normalised for its encoder, on the CPU. `values`: the family's own shape, float32."""
+class VideoPlan:
+    """How a family will look at one video; see `ImagePlan`.
 
-    plan: ImagePlan
+    `times`: how many moments its features tell apart, of `grid` each. `opening`, `closing`: words of the family's
+    before and after `token_ids`, read in one with what stands there.
+    """
+
+    video: Video
+    key: str
+    token_ids: tuple[int, ...]
+    grid: tuple[int, int]
+    settings: tuple[int, ...]
+    times: int
+    opening: str = ""
+    closing: str = ""
+
+
+Plan = ImagePlan | VideoPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """A picture or video resized for its encoder, on the CPU. `values`: the family's own shape; pictures are normalised
+    (float32), the many frames of a video stay 8 bits a channel until they are encoded."""
+
+    plan: Plan
     values: torch.Tensor
 
 
 @dataclass(slots=True)
 class Span:
-    """A picture's place in the prompt: ids `start` to `stop`, features at `places`.
+    """A picture's or a video's place in the prompt: ids `start` to `stop`, features at `places`.
 
     `features` are [len(places), hidden] once known; `pixels` are there when the encoder may still be needed.
     """
 
-    plan: ImagePlan
+    plan: Plan
     start: int
     stop: int
     places: list[int]
@@ -58,7 +80,7 @@ class Span:
 
 @dataclass(slots=True)
 class Prompt:
-    """`identity` names each position for prefix comparison: text by its token, a picture by its key.
+    """`identity` names each position for prefix comparison: text by its token, a picture or a video by its key.
 
     `positions`: [axes, tokens], the rotary positions; a later token at index i has position i + `delta` on every axis.
     `seen`: [tokens, tiles of all pictures], True where a token sees a tile by cross-attention, later tokens what the
@@ -76,26 +98,35 @@ class Prompt:
 
     @property
     def image_tokens(self) -> int:
-        return sum(span.stop - span.start for span in self.spans)
+        return sum(span.stop - span.start for span in self.spans if isinstance(span.plan, ImagePlan))
+
+    @property
+    def video_tokens(self) -> int:
+        return sum(span.stop - span.start for span in self.spans if isinstance(span.plan, VideoPlan))
 
 
 def lay_out(
     messages: Sequence[Message],
     template: ChatTemplate,
     vocabulary: Vocabulary,
-    plans: Sequence[ImagePlan],
+    plans: Sequence[Plan],
     image_token_id: int | None,
+    video_token_id: int | None = None,
 ) -> Prompt:
-    """The prompt for `messages`, whose pictures are planned in order; positions are the family's to add."""
-    return write(template.render(messages), vocabulary, plans, image_token_id)
+    """The prompt for `messages`, whose pictures and videos are planned in order; positions are the family's to add.
+
+    The two ids are what stands in a plan's `token_ids` wherever a feature goes.
+    """
+    return write(template.render(messages), vocabulary, plans, {image_token_id, video_token_id} - {None})
 
 
 def write(
-    pieces: Iterable[Piece], vocabulary: Vocabulary, plans: Sequence[ImagePlan], image_token_id: int | None
+    pieces: Iterable[Piece], vocabulary: Vocabulary, plans: Sequence[Plan], feature_token_ids: Set[int | None]
 ) -> Prompt:
-    """The prompt that `pieces` make one after another; `plans` are those of the pictures among them, in order."""
+    """The prompt that `pieces` make one after another; `plans` are those of the media among them, in order."""
     prompt = Prompt([], [])
-    waiting = iter(plans)
+    images = iter([plan for plan in plans if isinstance(plan, ImagePlan)])
+    videos = iter([plan for plan in plans if isinstance(plan, VideoPlan)])
     runs: list[tuple[str, bool]] = []
 
     def write_text() -> None:
@@ -105,18 +136,25 @@ def write(
         runs.clear()
 
     for piece in pieces:
-        if isinstance(piece, Image):
-            write_text()
-            _write_image(prompt, next(waiting), image_token_id)
-        else:
-            runs.append((piece.text, not isinstance(piece, Text)))
+        match piece:
+            case Image():
+                write_text()
+                _write_media(prompt, next(images), feature_token_ids)
+            case Video():
+                plan = next(videos)
+                runs.append((plan.opening, True))
+                write_text()
+                _write_media(prompt, plan, feature_token_ids)
+                runs.append((plan.closing, True))
+            case _:
+                runs.append((piece.text, not isinstance(piece, Text)))
     write_text()
     return prompt
 
 
-def _write_image(prompt: Prompt, plan: ImagePlan, image_token_id: int | None) -> None:
+def _write_media(prompt: Prompt, plan: Plan, feature_token_ids: Set[int | None]) -> None:
     start = len(prompt.token_ids)
-    places = [start + offset for offset, token in enumerate(plan.token_ids) if token == image_token_id]
+    places = [start + offset for offset, token in enumerate(plan.token_ids) if token in feature_token_ids]
     prompt.spans.append(Span(plan, start, start + len(plan.token_ids), places))
     prompt.token_ids += plan.token_ids
     # Negative, so that it is no token; 60 bits of the key, so that two pictures never share it.

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoTokenizer
 
 from onsight.core.errors import StartError
-from onsight.core.messages import Image, Message, Text
+from onsight.core.messages import Image, Message, Text, Video
 from onsight.engines.torch_engine.loading import Checkpoint, read_optional_json
 
 Inputs = dict[str, torch.Tensor]
@@ -195,8 +195,14 @@ def _id_of(tokenizer: Any, token: str) -> int:
     return int(tokenizer.convert_tokens_to_ids(token))
 
 
-def _content(part: Text | Image) -> dict[str, str]:
-    return {"type": "image"} if isinstance(part, Image) else {"type": "text", "text": part.text}
+def _content(part: Text | Image | Video) -> dict[str, str]:
+    match part:
+        case Text():
+            return {"type": "text", "text": part.text}
+        case Image():
+            return {"type": "image"}
+        case Video():
+            raise ValueError("the reference is asked about pictures and text alone")
 
 
 def _picture(image: Image) -> PIL.Image.Image:

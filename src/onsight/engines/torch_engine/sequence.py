@@ -80,7 +80,9 @@ class Sequence:
         self.computed = 0
 
     def usage(self) -> Usage:
-        return Usage(self.prompt_tokens, len(self.answer), self.cached, self.prompt.image_tokens)
+        return Usage(
+            self.prompt_tokens, len(self.answer), self.cached, self.prompt.image_tokens, self.prompt.video_tokens
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,8 +157,8 @@ def _ask_ours(
         plans = [family.plan(image, len(images)) for image in images]
         prompt = lay_out(messages, template, vocabulary, plans, family.image_token_id)
         family.place(prompt)
-        for span in prompt.spans:
-            span.pixels = family.prepare(span.plan)
+        for span, plan in zip(prompt.spans, plans, strict=True):
+            span.pixels = family.prepare(plan)
         if len(prompt.token_ids) + len(theirs.tokens) > family.context_tokens:
             raise StartError(
                 f"{checkpoint.folder}: the prompt takes {len(prompt.token_ids)} tokens and the answer"

@@ -18,7 +18,7 @@ from onsight.engines.torch_engine.chat_template import Piece, TemplateText
 from onsight.engines.torch_engine.families.qwen_images import IMAGE, QwenImages, encode
 from onsight.engines.torch_engine.families.qwen_vl import read_config
 from onsight.engines.torch_engine.loading import Checkpoint, check_folder, load_weights
-from onsight.engines.torch_engine.prompt import Prompt, write
+from onsight.engines.torch_engine.prompt import ImagePlan, Prompt, write
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 from onsight.models.hub import adapter_base, locate_base
 
@@ -90,7 +90,7 @@ class ColQwen:
         """
         pieces: tuple[Piece, ...] = (_BEFORE_PAGE, one, _AFTER_PAGE) if isinstance(one, Image) else (one, _AFTER_QUERY)
         plans = [self._images.plan(one)] if isinstance(one, Image) else []
-        prompt = write(pieces, self._vocabulary, plans, self.image_token_id)
+        prompt = write(pieces, self._vocabulary, plans, {self.image_token_id})
         count = len(prompt.token_ids)
         if count > self.context_tokens:
             raise ContextTooLong(
@@ -104,6 +104,7 @@ class ColQwen:
     def look(self, prompt: Prompt) -> None:
         """Resize and normalise a page."""
         for span in prompt.spans:
+            assert isinstance(span.plan, ImagePlan)  # `read` plans nothing else
             span.pixels = self._images.prepare(span.plan)
 
     def embed(self, prompts: Sequence[Prompt], batch_tokens: int = _BATCH_TOKENS) -> list[Embedding]:
@@ -135,7 +136,8 @@ class ColQwen:
         embeds = self._language.get_submodule("embed_tokens")(ids.to(self.device))  # [prompts, longest, hidden]
         pages = [(row, span) for row, prompt in enumerate(prompts) for span in prompt.spans]
         pixels = [span.pixels for _, span in pages if span.pixels is not None]
-        features = encode(self._vision, pixels, self.device, self.dtype) if pixels else []
+        patches = [one.values.to(self.device, self.dtype) for one in pixels]
+        features = encode(self._vision, patches, [one.plan for one in pixels]) if pixels else []
         for (row, span), seen in zip(pages, features, strict=True):
             embeds[row, span.start : span.stop] = seen
         hidden = self._language(

@@ -7,9 +7,32 @@ from typing import Protocol
 
 import torch
 
-from onsight.core.messages import Image
+from onsight.core.messages import Image, Video
+from onsight.engines.torch_engine.chat_template import VideoWords
 from onsight.engines.torch_engine.families.decoder import Decoder
-from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
+from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt, VideoPlan
+
+
+class Watcher(Protocol):
+    """How a family looks at videos; `plan` and `prepare` run in the pool, on several threads at once."""
+
+    @property
+    def words(self) -> VideoWords:
+        """What the chat template writes where a video goes."""
+        ...
+
+    @property
+    def token_id(self) -> int:
+        """The id at whose places features stand."""
+        ...
+
+    def plan(self, video: Video) -> VideoPlan:
+        """How `video` will be seen. Raises InvalidMedia for one that cannot be."""
+        ...
+
+    def prepare(self, plan: VideoPlan) -> Pixels:
+        """Resize; `Family.encode` normalises."""
+        ...
 
 
 class Family(Protocol):
@@ -42,8 +65,13 @@ class Family(Protocol):
         ...
 
     @property
+    def watcher(self) -> Watcher | None:
+        """How videos are seen; None where they are not."""
+        ...
+
+    @property
     def media_token_ids(self) -> frozenset[int]:
-        """Ids that only pictures may put into a prompt: never sampled."""
+        """Ids that only pictures and videos may put into a prompt: never sampled."""
         ...
 
     @property
@@ -76,5 +104,6 @@ class Family(Protocol):
         ...
 
     def encode(self, pixels: Sequence[Pixels]) -> list[torch.Tensor]:
-        """Features of each picture on the device: [its places, hidden]; for cross-attention [all patches, hidden]."""
+        """Features of each picture or video on the device: [its places, hidden]; for cross-attention [all patches,
+        hidden]."""
         ...

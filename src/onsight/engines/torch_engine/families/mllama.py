@@ -116,6 +116,7 @@ class Mllama:
     image_text = _IMAGE
     image_token_id = None
     chat_template = _TEMPLATE
+    watcher = None
 
     def __init__(self, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
         """Load the model. Raises StartError."""

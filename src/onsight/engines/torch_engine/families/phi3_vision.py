@@ -56,6 +56,7 @@ class Phi3Vision:
 
     image_text = "<|image_{number}|>"
     chat_template = None
+    watcher = None
 
     def __init__(self, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
         """Load the model. Raises StartError."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import PIL.Image
@@ -12,16 +11,15 @@ import torch
 from torch import nn
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from onsight.core.errors import InvalidMedia, InvalidRequest
+from onsight.core.errors import InvalidRequest
 from onsight.core.messages import DEFAULT_IMAGE_OPTIONS, Image, ImageOptions
+from onsight.engines.torch_engine.families.qwen_sizes import check_stretch, resized
 from onsight.engines.torch_engine.loading import image_settings
-from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
+from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Plan, Prompt, VideoPlan
 
 IMAGE = "<|image_pad|>"
 _LOW_PIXELS = 512 * 28 * 28
 """`detail: low`: at most 512 image tokens."""
-_MOST_STRETCHED = 200
-"""Qwen's limit on width / height and height / width."""
 
 
 class QwenImages:
@@ -42,7 +40,7 @@ class QwenImages:
         self._processor = Qwen2VLImageProcessorPil(**image_settings(folder))
         self._image_token_id = image_token_id
         self._param = param
-        self._patch = int(self._processor.patch_size)
+        self.patch = int(self._processor.patch_size)
         self.merge = int(self._processor.merge_size)
         own = int(self._processor.size["longest_edge"])
         self._most = own if most_pixels is None else min(own, most_pixels)
@@ -68,14 +66,9 @@ class QwenImages:
 
     def _patches(self, width: int, height: int, bounds: tuple[int, int]) -> tuple[int, int]:
         """(rows, columns) of patches, before merging."""
-        if max(width, height) > _MOST_STRETCHED * min(width, height):
-            raise InvalidMedia(
-                f"image is {width}x{height} px; this model sees none that is over {_MOST_STRETCHED} times"
-                " longer than wide: crop it",
-                param=self._param,
-            )
-        new_width, new_height = resized(width, height, self._patch * self.merge, *bounds)
-        return new_height // self._patch, new_width // self._patch
+        check_stretch(width, height, "image", self._param)
+        new_width, new_height = resized(width, height, self.patch * self.merge, *bounds)
+        return new_height // self.patch, new_width // self.patch
 
     def _bounds(self, options: ImageOptions) -> tuple[int, int]:
         """(least, most) px of the resized picture."""
@@ -89,7 +82,7 @@ class QwenImages:
             least = min(least, most)
         elif options.max_pixels is not None and options.min_pixels is None:
             least = min(least, most)
-        smallest = (self._patch * self.merge) ** 2
+        smallest = (self.patch * self.merge) ** 2
         for name, value in (("min_pixels", options.min_pixels), ("max_pixels", options.max_pixels)):
             if value is not None and value < smallest:
                 raise InvalidRequest(
@@ -117,15 +110,21 @@ class QwenImages:
             )
         return Pixels(plan, made["pixel_values"])
 
-    def place(self, prompt: Prompt) -> None:
-        """See `Family.place`: text counts up on all axes at once; a picture spreads over (time, row, column)."""
+    def place(self, prompt: Prompt, moments: Callable[[Plan], torch.Tensor] | None = None) -> None:
+        """See `Family.place`: text counts up on all axes at once; a picture or video spreads over (time, row, column).
+
+        `moments`: where the features of a plan stand in time, from 0; without it everything is one moment. Text goes on
+        after the longer side of what it follows, however long a video lasts, and the answer after the text: so does
+        transformers' `generate`, though a video's last moments then lie past both.
+        """
         parts: list[torch.Tensor] = []
         index = position = 0
         for span in prompt.spans:
             parts.append(torch.arange(position, position + span.start - index).expand(3, -1))
             position += span.start - index
             rows, columns = (patches // self.merge for patches in span.plan.grid)
-            grid = torch.meshgrid(torch.arange(1), torch.arange(rows), torch.arange(columns), indexing="ij")
+            times = torch.zeros(1, dtype=torch.int64) if moments is None else moments(span.plan)
+            grid = torch.meshgrid(times, torch.arange(rows), torch.arange(columns), indexing="ij")
             parts.append(torch.stack(grid).flatten(1) + position)
             position += max(rows, columns)
             index = span.stop
@@ -135,26 +134,13 @@ class QwenImages:
         prompt.delta = position + rest - len(prompt.token_ids)
 
 
-def encode(vision: nn.Module, pixels: Sequence[Pixels], device: torch.device, dtype: torch.dtype) -> list[torch.Tensor]:
-    """Features of each picture, [its tokens, hidden] in its rows' order; the tower keeps pictures apart by grids."""
-    grids = torch.tensor([[1, *one.plan.grid] for one in pixels], device=device)
-    patches = torch.cat([one.values for one in pixels]).to(device, dtype)
-    features = vision(patches, grid_thw=grids).pooler_output  # [merged patches, hidden]
-    return list(features.split([len(one.plan.token_ids) for one in pixels]))
+def encode(vision: nn.Module, patches: Sequence[torch.Tensor], plans: Sequence[Plan]) -> list[torch.Tensor]:
+    """Features of each plan's normalised patches, [its tokens, hidden], moment by moment and row by row.
 
-
-def resized(width: int, height: int, factor: int, least: int, most: int) -> tuple[int, int]:
-    """(width, height) that Qwen's smart_resize picks: multiples of `factor`, the area between `least` and `most` px.
-
-    Python's rounding of halves to even counts here: it is what the models were trained with.
+    `patches`: [patches, 3 * 2 * patch * patch] each, on the tower's device and in its number format. The tower keeps
+    pictures, and the moments of a video, apart by their grids.
     """
-    new_width, new_height = round(width / factor) * factor, round(height / factor) * factor
-    if new_width * new_height > most:
-        shrink = math.sqrt(width * height / most)
-        new_width = max(factor, math.floor(width / shrink / factor) * factor)
-        new_height = max(factor, math.floor(height / shrink / factor) * factor)
-    elif new_width * new_height < least:
-        grow = math.sqrt(least / (width * height))
-        new_width = math.ceil(width * grow / factor) * factor
-        new_height = math.ceil(height * grow / factor) * factor
-    return new_width, new_height
+    grids = [(plan.times if isinstance(plan, VideoPlan) else 1, *plan.grid) for plan in plans]
+    made = vision(torch.cat(list(patches)), grid_thw=torch.tensor(grids, device=patches[0].device))
+    features: torch.Tensor = made.pooler_output  # [merged patches, hidden]
+    return list(torch.split(features, [len(plan.token_ids) for plan in plans]))

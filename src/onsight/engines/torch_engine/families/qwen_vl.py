@@ -15,13 +15,14 @@ from onsight.engines.torch_engine.families.decoder import Decoder
 from onsight.engines.torch_engine.families.key_values import KeyValueShape
 from onsight.engines.torch_engine.families.product import store_in_blocks
 from onsight.engines.torch_engine.families.qwen_images import IMAGE, QwenImages, encode
+from onsight.engines.torch_engine.families.qwen_video import QwenVideo
 from onsight.engines.torch_engine.loading import Checkpoint, load_weights, read_json
-from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
+from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Plan, Prompt, VideoPlan
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
 
 class QwenVL:
-    """See `Family`, and `QwenImages` for what `detail`, `min_pixels` and `max_pixels` do."""
+    """See `Family`, `QwenImages` for what `detail`, `min_pixels` and `max_pixels` do, and `QwenVideo`."""
 
     image_text = IMAGE
     chat_template = None
@@ -47,8 +48,12 @@ class QwenVL:
         store_in_blocks(self._vision)
         self.image_token_id = vocabulary.require(IMAGE)
         self._images = QwenImages(folder, self.image_token_id)
-        media = (vocabulary.find(token) for token in ("<|video_pad|>", "<|vision_start|>", "<|vision_end|>"))
-        self.media_token_ids = frozenset({self.image_token_id, *(token for token in media if token is not None)})
+        seconds = float(config.vision_config.tokens_per_second)
+        self.watcher = QwenVideo(folder, vocabulary, self._images.patch, self._images.merge, seconds)
+        media = (vocabulary.find(token) for token in ("<|vision_start|>", "<|vision_end|>"))
+        self.media_token_ids = frozenset(
+            {self.image_token_id, self.watcher.token_id, *(token for token in media if token is not None)}
+        )
         ends = (vocabulary.find(token) for token in ("<|im_end|>", "<|endoftext|>"))
         self.end_token_ids = frozenset(token for token in ends if token is not None)
 
@@ -62,11 +67,23 @@ class QwenVL:
 
     def place(self, prompt: Prompt) -> None:
         """See `Family.place`."""
-        self._images.place(prompt)
+        self._images.place(prompt, self._moments)
+
+    def _moments(self, plan: Plan) -> torch.Tensor:
+        """Where its features stand in time, from 0; a picture is one moment."""
+        return self.watcher.moments(plan) if isinstance(plan, VideoPlan) else torch.zeros(1, dtype=torch.int64)
 
     def encode(self, pixels: Sequence[Pixels]) -> list[torch.Tensor]:
         """See `Family.encode`."""
-        return encode(self._vision, pixels, self.decoder.device, self.decoder.dtype)
+        patches = [self._patches(one).to(self.decoder.dtype) for one in pixels]
+        return encode(self._vision, patches, [one.plan for one in pixels])
+
+    def _patches(self, pixels: Pixels) -> torch.Tensor:
+        """Normalised, on the device: [patches, 3 * 2 * patch * patch]."""
+        device = self.decoder.device
+        if isinstance(pixels.plan, VideoPlan):
+            return self.watcher.normalise(pixels.values, device)
+        return pixels.values.to(device)
 
 
 def read_config(checkpoint: Checkpoint) -> Qwen2_5_VLConfig:

@@ -16,10 +16,12 @@ from transformers.models.smolvlm.modeling_smolvlm import SmolVLMForConditionalGe
 from onsight.core.errors import Unsupported
 from onsight.core.messages import Image
 from onsight.engines.torch_engine.families.decoder import Decoder
+from onsight.engines.torch_engine.families.frames import fit_longest
 from onsight.engines.torch_engine.families.key_values import KeyValueShape
 from onsight.engines.torch_engine.families.product import store_in_blocks
+from onsight.engines.torch_engine.families.smolvlm_video import SmolVLMVideo
 from onsight.engines.torch_engine.loading import Checkpoint, image_settings, load_weights, read_json
-from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
+from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt, VideoPlan
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
 _IMAGE = "<image>"
@@ -27,6 +29,8 @@ _BORDER = "<fake_token_around_image>"
 _GLOBAL = "<global-img>"
 _LARGEST_EDGE_PX = 4096
 """transformers never scales a picture past this."""
+_AT_ONCE = 32
+"""Most tiles in one pass: a long video's frames together would take gigabytes."""
 
 
 class SmolVLM:
@@ -65,7 +69,9 @@ class SmolVLM:
         self._processor = SmolVLMImageProcessorPil(**image_settings(folder), return_row_col_info=True)
         self._vocabulary = vocabulary
         self.image_token_id = vocabulary.require(_IMAGE)
-        others = (vocabulary.find(token) for token in (_BORDER, _GLOBAL))
+        view = f"{_BORDER}{_GLOBAL}{_IMAGE * self._features_per_tile}{_BORDER}"
+        self.watcher = SmolVLMVideo(folder, vocabulary, self.image_token_id, view)
+        others = (vocabulary.find(token) for token in (_BORDER, _GLOBAL, self.watcher.words.text))
         self.media_token_ids = frozenset({self.image_token_id, *(token for token in others if token is not None)})
         end = vocabulary.find("<end_of_utterance>")
         self.end_token_ids = frozenset() if end is None else frozenset({end})
@@ -93,7 +99,7 @@ class SmolVLM:
     def _grid(self, image: Image) -> tuple[int, int]:
         """(rows, columns) of tiles; (0, 0) for one view. Follows the image processor's own two resizes."""
         longest = int(self._processor.size["longest_edge"])
-        width, height = _fit(image.width, image.height, longest)
+        width, height = fit_longest(image.width, image.height, longest)
         width, height = _shrink(width, height, _LARGEST_EDGE_PX)
         tile = self._tile
         if width >= height:
@@ -138,23 +144,20 @@ class SmolVLM:
         prompt.delta = 0
 
     def encode(self, pixels: Sequence[Pixels]) -> list[torch.Tensor]:
-        """See `Family.encode`: all tiles of all pictures in one batch."""
-        tiles = torch.cat([one.values for one in pixels]).to(self.decoder.device, self.decoder.dtype)
-        features = self._connector(self._vision(pixel_values=tiles).last_hidden_state)  # [tiles, features, hidden]
+        """See `Family.encode`: tiles of pictures and frames of videos alike, some at a time."""
+        tiles = torch.cat([self._tiles(one) for one in pixels]).to(self.decoder.dtype)
+        made = [
+            self._connector(self._vision(pixel_values=some).last_hidden_state) for some in torch.split(tiles, _AT_ONCE)
+        ]
         counts = [len(one.values) for one in pixels]
-        return [part.flatten(0, 1) for part in features.split(counts)]
+        return [part.flatten(0, 1) for part in torch.split(torch.cat(made), counts)]  # [tiles x features, hidden] each
 
-
-def _fit(width: int, height: int, longest: int) -> tuple[int, int]:
-    """Scale so that the longest edge is `longest` px, the other one even."""
-    aspect = width / height
-    if width >= height:
-        width, height = longest, int(longest / aspect)
-        height += height % 2
-    else:
-        height, width = longest, int(longest * aspect)
-        width += width % 2
-    return max(width, 1), max(height, 1)
+    def _tiles(self, pixels: Pixels) -> torch.Tensor:
+        """Normalised, on the device: [tiles, 3, tile, tile]."""
+        device = self.decoder.device
+        if isinstance(pixels.plan, VideoPlan):
+            return self.watcher.normalise(pixels.values, device)
+        return pixels.values.to(device)
 
 
 def _shrink(width: int, height: int, most: int) -> tuple[int, int]:
