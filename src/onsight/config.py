@@ -93,6 +93,9 @@ class Settings(BaseModel):
     media_fetch_timeout_s: float = Field(
         15.0, gt=0, description="Longest time to fetch a request's pictures, and its videos, in seconds."
     )
+    media_cache_mb: int = Field(
+        128, ge=0, description="Megabytes (2**20 bytes) of decoded pictures kept, 3 bytes a pixel."
+    )
     media_workers: int = Field(2, ge=1, description="Threads that decode pictures and videos.")
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")

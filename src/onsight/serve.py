@@ -77,7 +77,7 @@ def assemble(settings: Settings, progress: Progress | None = None) -> Site:
     roster = Roster([loaded])
     door = MediaDoor(_limits(settings))
     admission = Admission(settings.max_queue)
-    metrics = Metrics(roster, admission)
+    metrics = Metrics(roster, admission, door.decoded.cache)
     chat = Chat(roster, door, admission, (metrics.record, log_request))
     api = ApiSettings(
         api_key=settings.api_key,
@@ -132,6 +132,7 @@ def _limits(settings: Settings) -> MediaLimits:
         video_decode_s=settings.media_video_decode_s,
         fetch_timeout_s=settings.media_fetch_timeout_s,
         decode_workers=settings.media_workers,
+        decoded_bytes=settings.media_cache_mb * MEGABYTE,
     )
 
 

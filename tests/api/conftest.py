@@ -126,8 +126,8 @@ def build() -> Iterator[Callable[..., Bench]]:
                 engine.start().send(None)
         roster = Roster([Loaded(names, replace(CARD, frames=frames), engine, 1_700_000_000)])
         admission = Admission(places)
-        metrics = Metrics(roster, admission)
         door = NotedDoor()
+        metrics = Metrics(roster, admission, door.decoded.cache)
         doors.append(door)
         records: list[Record] = []
         chat = Chat(roster, door, admission, (metrics.record, log_request, records.append))

@@ -10,7 +10,9 @@ from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
+from onsight.core.byte_cache import ByteCache
 from onsight.core.engine import EngineStatus
+from onsight.core.messages import Image
 from onsight.tasks.admission import Admission
 from onsight.tasks.record import Record
 from onsight.tasks.roster import Roster
@@ -32,9 +34,10 @@ _WHOLE = (
 class Metrics:
     """Keeps its own registry; `record` is a `Bookkeeper`. The engines' gauges are read when Prometheus asks."""
 
-    def __init__(self, roster: Roster, admission: Admission) -> None:
+    def __init__(self, roster: Roster, admission: Admission, decoded: ByteCache[Image]) -> None:
+        """`decoded`: the pictures that the media door keeps."""
         self._registry = CollectorRegistry()
-        self._registry.register(_Gauges(roster, admission))
+        self._registry.register(_Gauges(roster, admission, decoded))
         self._names = frozenset(loaded.name for loaded in roster.models)
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
@@ -84,11 +87,12 @@ class Metrics:
 
 
 class _Gauges(Collector):
-    """What is true at this moment: the engines' status and the queue."""
+    """What is true at this moment: the engines' status, the queue and the media door's pictures."""
 
-    def __init__(self, roster: Roster, admission: Admission) -> None:
+    def __init__(self, roster: Roster, admission: Admission, decoded: ByteCache[Image]) -> None:
         self._roster = roster
         self._admission = admission
+        self._decoded = decoded
 
     def collect(self) -> Iterator[Metric]:
         statuses = [(loaded.name, loaded.engine.status()) for loaded in self._roster.models]
@@ -113,6 +117,9 @@ class _Gauges(Collector):
         yield CounterMetricFamily(
             "onsight_requests_refused", "Requests refused by a full queue.", self._admission.refused_total
         )
+        yield GaugeMetricFamily("onsight_decoded_cache_bytes", "Bytes of decoded pictures kept.", self._decoded.bytes)
+        yield CounterMetricFamily("onsight_decoded_cache_hits", "Pictures not decoded again.", self._decoded.hits)
+        yield CounterMetricFamily("onsight_decoded_cache_misses", "Pictures decoded.", self._decoded.misses)
 
 
 Reading = Callable[[EngineStatus], float]

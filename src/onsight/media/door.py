@@ -15,8 +15,9 @@ from onsight.core.frames import FrameRule
 from onsight.core.messages import Image, ImageRef, Video, VideoOptions, VideoRef
 from onsight.media.containers import PictureFile
 from onsight.media.data_url import check_data_url, decode_data_url
+from onsight.media.decoded import DecodedPictures
 from onsight.media.fetch import Fetcher, Resolver, system_resolver
-from onsight.media.image import decode_image, read_header
+from onsight.media.image import read_header
 from onsight.media.limits import Kind, MediaLimits
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class MediaDoor:
     ) -> None:
         self.limits = limits or MediaLimits()
         self._decoders = ThreadPoolExecutor(self.limits.decode_workers, "onsight-decode")
+        self.decoded = DecodedPictures(self.limits.decoded_bytes)
         self._lookups = ThreadPoolExecutor(_LOOKUP_THREADS, "onsight-lookup")
         self._fetcher = Fetcher(self.limits, resolver or system_resolver(self._lookups), network, certificates)
 
@@ -64,7 +66,7 @@ class MediaDoor:
         self._check(refs, "image")
         files = await self._read(refs, "image", lambda ref, data: read_header(data, self.limits))
         self._check_pixels(files)
-        return await self._decode(refs, files, lambda ref, file: decode_image(file, ref.options))
+        return await self._decode(refs, files, lambda ref, file: self.decoded.decode(file, ref.options))
 
     async def open_videos(self, refs: Sequence[VideoRef], rule: FrameRule) -> tuple[Video, ...]:
         """Turn all video references of one request into the frames that `rule` and their options pick; see `open`.

@@ -24,7 +24,7 @@ class MediaLimits:
     before anything is decoded. `min_side`: under 4 px an image processor can mistake a side of 1 or 3 for the
     colour channels. `max_aspect`: longer side over shorter; 200 is also Qwen2.5-VL's own limit. `fetch_timeout_s`:
     for all remote pictures of one request together, redirects and bodies included, and for all its videos.
-    `decode_workers`: threads that read pictures and videos.
+    `decode_workers`: threads that read pictures and videos. `decoded_bytes`: pixels kept of the last pictures.
 
     Of videos, `max_pixels`, `min_side` and `max_aspect` hold for a frame. `max_video_bytes`: encoded bytes of one
     (`max_request_bytes` of all). `max_video_s`: seconds that one lasts. `max_video_frames`: frames looked at in one.
@@ -50,6 +50,7 @@ class MediaLimits:
     fetch_timeout_s: float = 15.0
     max_redirects: int = 3
     decode_workers: int = 2
+    decoded_bytes: int = 128 << 20
 
     def bytes_of(self, kind: Kind) -> int:
         """Most encoded bytes of one picture or video."""
