@@ -81,8 +81,18 @@ FAMILIES: Mapping[str, Kind] = {
     ),
 }  # fmt: skip
 
-OTHER_COLUMNS: Mapping[str, tuple[str, ...]] = {}
-"""Columns of models that are no chat families: title -> the checks that their own tests note."""
+_VIDEO_CHECKS = (
+    "videos, joining in flight",
+    "videos, second question",
+    "videos, several turns",
+    "videos, read in parts",
+)
+OTHER_COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "SmolVLM2, videos": _VIDEO_CHECKS,
+    "Qwen2.5-VL, videos": _VIDEO_CHECKS,
+    "ColQwen2.5": ("queries and pages", "batch mates"),
+}
+"""Columns beside those of `FAMILIES`: title -> the checks that their own tests note."""
 
 
 def columns() -> dict[str, tuple[str, ...]]:

@@ -35,7 +35,8 @@ another picture gives another answer (the tests assert it); pictures are solid s
 _CHECKS = """\
 transformers' models are fed by its own image processors, the ones on Pillow. "batch mates" compares our answers alone
 with our answers among others. "pixels of 30 sizes" compares prepared pixels, at the published models' picture
-settings, and how many tokens stand for them."""
+settings, and how many tokens stand for them. ColQwen2.5's numbers are differences of vectors of length 1, from a
+reference that colpali_engine's own vectors agree with (tests/colpali_vectors.py)."""
 
 Largest = dict[tuple[str, str], float]
 """By (column, check)."""

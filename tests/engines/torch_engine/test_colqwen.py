@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from onsight.engines.torch_engine import TorchEngine, TorchSettings
 from onsight.engines.torch_engine.families.colqwen import ColQwen
 from onsight.models.card import find_card
 from tests.colpali_vectors import PAGES, QUERIES, VECTORS
+from tests.engines.fidelity import note
 from tests.engines.torch_engine.colqwen_reference import ColQwenReference
 from tests.engines.torch_engine.embedding import ASKED, BLUE, GREEN, RED, SHOWN, embed, farthest, load, vectors
 from tests.tiny_colqwen import LAYOUTS, change_json, copy_of, write_colqwen
@@ -61,19 +63,23 @@ def test_vectors_and_tokens_are_those_that_colpali_engine_made(model: ColQwen) -
         assert farthest(made, stored[name]) <= TOLERANCE
 
 
+@pytest.mark.fidelity
 @pytest.mark.parametrize("together", [True, False])
 def test_queries_and_pages_are_those_of_the_reference(
-    model: ColQwen, reference: ColQwenReference, together: bool
+    model: ColQwen,
+    reference: ColQwenReference,
+    together: bool,
+    record_property: Callable[[str, object], None],
 ) -> None:
     expected = [*reference.queries(ASKED), *reference.pages(SHOWN)]
     inputs = [*ASKED, *SHOWN]
     made = embed(model, *inputs) if together else [embed(model, one)[0] for one in inputs]
     apart = max(farthest(one, other) for one, other in zip(made, expected, strict=True))
-    print(f"largest difference from the reference: {apart:.1e}")
-    assert apart <= TOLERANCE
+    note(record_property, "ColQwen2.5", "queries and pages", apart)
 
 
-def test_what_shares_a_forward_changes_nothing(model: ColQwen) -> None:
+@pytest.mark.fidelity
+def test_what_shares_a_forward_changes_nothing(model: ColQwen, record_property: Callable[[str, object], None]) -> None:
     inputs = [*ASKED, *SHOWN, "What colour is it?", "What colour is the circle?", draw(BLUE, 60, 90)]
     alone = [vectors(embed(model, one)[0]) for one in inputs]
     mates = [embed(model, *inputs), embed(model, *inputs[::-1])[::-1], embed(model, *inputs[4:])]
@@ -81,20 +87,20 @@ def test_what_shares_a_forward_changes_nothing(model: ColQwen) -> None:
     apart = max(
         farthest(one, other) for made in mates for one, other in zip(made, alone[len(alone) - len(made) :], strict=True)
     )
-    print(f"largest difference that batch mates made: {apart:.1e}")
+    note(record_property, "ColQwen2.5", "batch mates", apart)
     assert apart <= MATES
 
 
 def test_a_forward_takes_inputs_of_like_length_and_no_more_tokens_than_allowed(model: ColQwen) -> None:
     forwards: list[tuple[int, int]] = []
 
-    def note(module: nn.Module, _: object, output: BaseModelOutputWithPast) -> None:
+    def watch(module: nn.Module, _: object, output: BaseModelOutputWithPast) -> None:
         if isinstance(module, Qwen2_5_VLTextModel):
             rows, tokens, _ = output.last_hidden_state.shape
             forwards.append((rows, tokens))
 
     lengths = sorted(len(model.read(Text(one)).token_ids) for one in ASKED)
-    hook = nn.modules.module.register_module_forward_hook(note)
+    hook = nn.modules.module.register_module_forward_hook(watch)
     try:
         for batch_tokens in (1, 30, 1000):
             forwards.clear()

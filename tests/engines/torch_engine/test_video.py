@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from onsight.core.generation import GenerateRequest
 from onsight.core.messages import Video, VideoOptions, VideoRef
 from onsight.media.door import MediaDoor
 from onsight.models.card import find_card
-from tests.engines.torch_engine.asking import answer, asking, check, expectations, turn
+from tests.engines.fidelity import note
+from tests.engines.torch_engine.asking import answer, asking, check, check_all, expectations, turn
 from tests.engines.torch_engine.conftest import StartEngine
 from tests.engines.torch_engine.reference import Reference, SmolVLMReference
 from tests.media.clips import clip
@@ -31,6 +33,16 @@ def family(request: pytest.FixtureRequest) -> tuple[Path, Reference]:
     return request.getfixturevalue(request.param), reference
 
 
+Note = Callable[[str, float], None]
+
+
+@pytest.fixture(name="note")
+def _note(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Note:
+    """`note("videos, several turns", 3e-6)`: that much the family's answers differ there."""
+    title = {"smolvlm": "SmolVLM2, videos", "qwen": "Qwen2.5-VL, videos"}[request.node.callspec.params["family"]]
+    return lambda check, largest: note(record_property, title, check, largest)
+
+
 def ragged() -> list[GenerateRequest]:
     """One video, of even and odd frames, long, with pictures before and after, several, in several turns, and none."""
     return [
@@ -45,15 +57,15 @@ def ragged() -> list[GenerateRequest]:
     ]
 
 
+@pytest.mark.fidelity
 async def test_ragged_requests_with_joins_in_flight_match_generate(
-    family: tuple[Path, Reference], start: StartEngine
+    family: tuple[Path, Reference], start: StartEngine, note: Note
 ) -> None:
     folder, reference = family
     requests = ragged()
     engine = await start(folder, max_num_seqs=3)
     made = await asyncio.gather(*(answer(engine, request) for request in requests))
-    for ours, theirs in zip(made, expectations(reference, requests), strict=True):
-        check(ours, theirs, reference)
+    note("videos, joining in flight", check_all(made, expectations(reference, requests), reference))
 
 
 async def test_the_answer_depends_on_the_video_and_on_its_times(
@@ -66,7 +78,10 @@ async def test_the_answer_depends_on_the_video_and_on_its_times(
     assert len({tuple(token.chosen.logprob for token in one) for one in tokens}) == 4
 
 
-async def test_a_second_question_costs_no_second_look(family: tuple[Path, Reference], start: StartEngine) -> None:
+@pytest.mark.fidelity
+async def test_a_second_question_costs_no_second_look(
+    family: tuple[Path, Reference], start: StartEngine, note: Note
+) -> None:
     folder, reference = family
     engine = await start(folder, max_num_seqs=2)
     requests = [
@@ -77,15 +92,16 @@ async def test_a_second_question_costs_no_second_look(family: tuple[Path, Refere
     ]
     for request, expected in zip(requests, expectations(reference, requests), strict=True):
         made = await answer(engine, request)
-        check(made, expected, reference)
+        note("videos, second question", check(made, expected, reference))
     status = engine.status()
     assert (status.image_cache_hits_total, status.image_cache_misses_total) == (3, 2)
     assert status.prefix_cached_tokens_total > made.usage.video_tokens
 
 
+@pytest.mark.fidelity
 @pytest.mark.parametrize("video", [RED, BLUE, LONG], ids=["short", "odd", "long"])
 async def test_a_conversation_about_a_video_goes_on(
-    family: tuple[Path, Reference], start: StartEngine, video: Video
+    family: tuple[Path, Reference], start: StartEngine, video: Video, note: Note
 ) -> None:
     """The answer becomes part of the next prompt, where it must stand at the places at which it was given."""
     folder, reference = family
@@ -94,7 +110,7 @@ async def test_a_conversation_about_a_video_goes_on(
     for question in ("Is it red?", "Where?"):
         request = asking(*messages, max_tokens=24)
         made = await answer(engine, request)
-        check(made, reference.generate(request.messages, 24), reference)
+        note("videos, several turns", check(made, reference.generate(request.messages, 24), reference))
         messages += [turn(made.text, role="assistant"), turn(question)]
     assert made.usage.cached_tokens >= made.usage.video_tokens > 0
 
@@ -108,16 +124,16 @@ async def test_no_tokens_are_reused_inside_a_video(family: tuple[Path, Reference
     assert 16 <= again.usage.cached_tokens <= again.usage.prompt_tokens - again.usage.video_tokens
 
 
+@pytest.mark.fidelity
 async def test_a_long_video_is_read_in_parts(
-    family: tuple[Path, Reference], start: StartEngine, monkeypatch: pytest.MonkeyPatch
+    family: tuple[Path, Reference], start: StartEngine, note: Note, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, reference = family
     monkeypatch.setattr("onsight.engines.torch_engine.scheduler.PREFILL_TOKENS", 24)
     engine = await start(folder, max_num_seqs=4)
     requests = ragged()[:5]
     made = await asyncio.gather(*(answer(engine, request) for request in requests))
-    for ours, theirs in zip(made, expectations(reference, requests), strict=True):
-        check(ours, theirs, reference)
+    note("videos, read in parts", check_all(made, expectations(reference, requests), reference))
 
 
 def test_smolvlm_says_how_many_frames_and_when(smolvlm_reference: SmolVLMReference) -> None:
