@@ -1,7 +1,8 @@
-"""Draw the README's pictures: a screen, and the box on it that the README asks about: `python docs/pictures.py`."""
+"""Draw the README's pictures: a screen, and on it the point that the README's answer names: `python docs/pictures.py`."""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -10,24 +11,32 @@ from PIL import ImageDraw
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from training.draw import EVALUATION_STYLE, draw_screen
-from training.questions import box_text
 
+README = Path(__file__).parents[1] / "README.md"
 IMAGES = Path(__file__).parent / "images"
 SEED = 7_200_006
-TARGET = 4
-"""Which widget of the screen the README asks about."""
+QUESTION = "Where is Draft?"
+INK = (255, 0, 160)
+
+
+def answered() -> tuple[int, int]:
+    """The point that the README prints, in thousandths of the picture's width and height."""
+    found = re.search(re.escape(QUESTION) + r'"\n *\((\d+), (\d+)\)', README.read_text("utf-8"))
+    if found is None:
+        raise SystemExit(f"the README prints no point after {QUESTION!r}; run make readme first")
+    return int(found[1]), int(found[2])
 
 
 def main() -> None:
     IMAGES.mkdir(exist_ok=True)
-    screen = draw_screen(SEED, EVALUATION_STYLE)
-    screen.image.save(IMAGES / "screen.png")
-    widget = screen.widgets[TARGET]
-    marked = screen.image.copy()
-    left, top, right, bottom = widget.box
-    ImageDraw.Draw(marked).rectangle((left - 5, top - 5, right + 4, bottom + 4), outline=(255, 0, 160), width=3)
-    marked.save(IMAGES / "asked.png")
-    print(box_text(screen, widget), widget)
+    image = draw_screen(SEED, EVALUATION_STYLE).image
+    image.save(IMAGES / "screen.png")
+    x, y = (part * side / 1000 for part, side in zip(answered(), image.size, strict=True))
+    pen = ImageDraw.Draw(image)
+    pen.ellipse((x - 14, y - 14, x + 14, y + 14), outline=INK, width=4)
+    pen.line((x - 24, y, x + 24, y), fill=INK, width=3)
+    pen.line((x, y - 24, x, y + 24), fill=INK, width=3)
+    image.save(IMAGES / "asked.png")
 
 
 if __name__ == "__main__":

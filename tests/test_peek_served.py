@@ -21,10 +21,7 @@ from training.questions import Question, ask_box, ask_colour, ask_where
 FIRST_SEED = 7_100_000
 ASKED = 20
 
-# What the bundled weights must do. They describe what is in a box; pointing ("where is Save?") is still being learned
-# (docs/results/peek.md), so the mixed quiz, whose aim is RIGHT, is not in the default suite yet.
 RIGHT = 17
-BOXES_RIGHT = 13
 
 pytestmark = pytest.mark.model
 
@@ -37,17 +34,16 @@ def server() -> Iterator[Served]:
 
 Ask = Callable[[Screen, int, random.Random], Question]
 
-EVERY_KIND: tuple[Ask, ...] = (ask_colour, ask_where, ask_box)
-BOXES: tuple[Ask, ...] = (ask_box,)
+ASKS: tuple[Ask, ...] = (ask_colour, ask_where, ask_box)
 
 
-def quiz(asks: tuple[Ask, ...]) -> list[tuple[Screen, Question]]:
-    """Twenty questions about twenty screens, the kinds in `asks` in turn."""
+def quiz() -> list[tuple[Screen, Question]]:
+    """Twenty questions about twenty screens, the kinds in turn."""
     asked = []
     for number in range(ASKED):
         chance = random.Random(number)
         screen = draw_screen(FIRST_SEED + number, EVALUATION_STYLE)
-        asked.append((screen, asks[number % len(asks)](screen, chance.randrange(len(screen.widgets)), chance)))
+        asked.append((screen, ASKS[number % len(ASKS)](screen, chance.randrange(len(screen.widgets)), chance)))
     return asked
 
 
@@ -81,9 +77,9 @@ def content(screen: Screen, question: Question) -> list[dict[str, object]]:
     return [{"type": "image_url", "image_url": {"url": png(screen)}}, {"type": "text", "text": question.text}]
 
 
-def score(ask: Callable[[Screen, Question], str], asks: tuple[Ask, ...]) -> int:
+def score(ask: Callable[[Screen, Question], str]) -> int:
     right = 0
-    for screen, question in quiz(asks):
+    for screen, question in quiz():
         answer = ask(screen, question)
         good = is_right(screen, question, answer)
         right += good
@@ -123,28 +119,17 @@ def by_curl(server: Served) -> Callable[[Screen, Question], str]:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
-def test_the_openai_sdk_is_told_what_is_in_a_box(server: Served, stream: bool) -> None:
-    assert score(by_sdk(server, stream), BOXES) >= BOXES_RIGHT
+def test_the_openai_sdk_gets_seventeen_of_twenty_right(server: Served, stream: bool) -> None:
+    assert score(by_sdk(server, stream)) >= RIGHT
 
 
-def test_curl_is_told_what_is_in_a_box(server: Served) -> None:
-    assert score(by_curl(server), BOXES) >= BOXES_RIGHT
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
-def test_the_openai_sdk_gets_every_kind_of_question_right(server: Served, stream: bool) -> None:
-    assert score(by_sdk(server, stream), EVERY_KIND) >= RIGHT
-
-
-@pytest.mark.slow
-def test_curl_gets_every_kind_of_question_right(server: Served) -> None:
-    assert score(by_curl(server), EVERY_KIND) >= RIGHT
+def test_curl_gets_seventeen_of_twenty_right(server: Served) -> None:
+    assert score(by_curl(server)) >= RIGHT
 
 
 def test_without_the_picture_the_answers_are_wrong(server: Served) -> None:
     """What is right above comes from looking: the same questions about another screen get chance."""
-    asked = quiz(BOXES)
+    asked = quiz()
     others = [screen for screen, _ in (*asked[1:], asked[0])]
     ask = by_sdk(server, False)
     right = sum(
