@@ -72,6 +72,11 @@ class Bench:
         async with self.client() as client:
             return await client.post("/v1/chat/completions", json={"messages": hello(), **fields})
 
+    async def post(self, path: str, body: object) -> httpx.Response:
+        """One request with a JSON body."""
+        async with self.client() as client:
+            return await client.post(path, json=body)
+
     async def get(self, path: str, **headers: str) -> httpx.Response:
         async with self.client() as client:
             return await client.get(path, headers=headers)
@@ -112,6 +117,7 @@ def build() -> Iterator[Callable[..., Bench]]:
         engine: ChatEngine | None = None,
         places: int = 8,
         names: tuple[str, ...] = ("fake", "org/fake-2B"),
+        card: ModelCard = CARD,
         **settings: object,
     ) -> Bench:
         if engine is None:
@@ -119,7 +125,7 @@ def build() -> Iterator[Callable[..., Bench]]:
             # Starting a fake engine waits for nothing, so that no event loop is needed.
             with suppress(StopIteration):
                 engine.start().send(None)
-        roster = Roster([Loaded(names, CARD, engine, 1_700_000_000)])
+        roster = Roster([Loaded(names, card, engine, 1_700_000_000)])
         admission = Admission(places)
         metrics = Metrics(roster, admission)
         door = NotedDoor()
