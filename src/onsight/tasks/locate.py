@@ -55,7 +55,7 @@ class Located:
 def prompt(call: PictureCall, wanted: Wanted) -> ChatCall:
     """The call that locates. Raises Unsupported for a model, or a shape, that its card does not offer."""
     found = _find(call, wanted)
-    sampling = Sampling(max_tokens=2048 if wanted.every else 256, logprobs=True)
+    sampling = Sampling(max_tokens=4096 if wanted.every else 256, logprobs=True)
     return ask(call, wanted.prompt_name, fill(found.text, {"target": wanted.target}), found, sampling)
 
 
