@@ -11,6 +11,7 @@ from onsight.cli.chat import chat
 from onsight.cli.openapi import openapi
 from onsight.cli.options import with_settings
 from onsight.cli.serve import serve
+from onsight.cli.tasks import caption, describe, locate, ocr
 from onsight.core.errors import OnsightError
 
 commands = typer.Typer(
@@ -24,6 +25,23 @@ commands.command()(with_settings(serve))
 commands.command()(
     with_settings(chat, only=("model", "device", "dtype", "max_model_len", "threads", "media_remote", "api_key"))
 )
+for task in (caption, ocr, locate, describe):
+    commands.command()(
+        with_settings(
+            task,
+            only=(
+                "model",
+                "device",
+                "dtype",
+                "max_model_len",
+                "max_num_seqs",
+                "threads",
+                "media_remote",
+                "media_max_pixels",
+                "api_key",
+            ),
+        )
+    )
 commands.command()(openapi)
 
 
