@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 from typing import Literal
 
 from onsight.core.errors import UnreadableAnswer
-from onsight.core.generation import Sampling, TokenLogprob
+from onsight.core.generation import Sampling
 from onsight.core.geometry import Box, Point, View, lies_outside, to_original
 from onsight.models.card import ModelCard, Notation, Prompt
 from onsight.tasks.asking import PictureCall, ask, fill, find_prompt
@@ -70,12 +71,12 @@ def read(answer: Answer, card: ModelCard, wanted: Wanted) -> Located:
         for corner in place.corners:
             if lies_outside(corner, card.convention, view):
                 raise _unreadable(f"it points to ({corner.x:g}, {corner.y:g}), outside the picture", answer)
-    instances = []
+    tokens, instances = _Tokens(answer), []
     for place in places:
         corners = [to_original(corner, card.convention, view) for corner in place.corners]
         box = _box(corners) if len(corners) == 2 else None
         point = corners[0] if box is None else box.centre
-        instances.append(Instance(point, box, _confidence(answer, place)))
+        instances.append(Instance(point, box, tokens.probability(place)))
     return Located(tuple(instances), view, answer.text)
 
 
@@ -115,26 +116,29 @@ def _box(corners: list[Point]) -> Box:
     return Box(left, top, right, bottom)
 
 
-def _confidence(answer: Answer, place: Place) -> float:
-    """The product of the probabilities of the tokens that hold the place's numbers."""
-    starts = [len(answer.text[:start].encode()) for start, _ in place.spans]
-    stops = [len(answer.text[:stop].encode()) for _, stop in place.spans]
-    logprob = sum(
-        token.chosen.logprob
-        for token, begin, end in _placed(answer.text.encode(), answer.logprobs)
-        if any(begin < stop and end > start for start, stop in zip(starts, stops, strict=True))
-    )
-    return min(1.0, math.exp(logprob))
+class _Tokens:
+    """Where each token of an answer stands in its text, and how likely it was."""
 
+    def __init__(self, answer: Answer) -> None:
+        self._text = answer.text
+        self._logprobs = [token.chosen.logprob for token in answer.logprobs]
+        self._starts: list[int] = []
+        self._stops: list[int] = []
+        text, at = answer.text.encode(), 0
+        for token in answer.logprobs:
+            data = token.chosen.data
+            # A special token, or a first blank that was dropped, has no place in the text.
+            if not text.startswith(data, at):
+                data = data.removeprefix(b" ")
+            self._starts.append(at)
+            at += len(data) if text.startswith(data, at) else 0
+            self._stops.append(at)
 
-def _placed(text: bytes, tokens: tuple[TokenLogprob, ...]) -> list[tuple[TokenLogprob, int, int]]:
-    """Each token and its [begin, end) in the text; a special token, or a blank that was dropped, has no place in it."""
-    placed, at = [], 0
-    for token in tokens:
-        data = token.chosen.data
-        if not text.startswith(data, at):
-            data = data.removeprefix(b" ")
-        length = len(data) if text.startswith(data, at) else 0
-        placed.append((token, at, at + length))
-        at += length
-    return placed
+    def probability(self, place: Place) -> float:
+        """The product of the probabilities of the tokens that hold the place's numbers."""
+        held: set[int] = set()
+        for start, stop in place.spans:
+            first = len(self._text[:start].encode())
+            last = first + stop - start
+            held.update(range(bisect_right(self._stops, first), bisect_left(self._starts, last)))
+        return min(1.0, math.exp(sum(self._logprobs[index] for index in held)))
