@@ -176,7 +176,7 @@ async def test_targets_of_every_script_pass_through_json_and_forms(build: Build)
 
 
 async def test_a_form_with_a_file_is_the_same_request_as_json(build: Build) -> None:
-    bench, _ = found(build, CARDS["qwen2_5_vl"], boxes)
+    bench, finder = found(build, CARDS["qwen2_5_vl"], boxes)
     picture = spotted(Size(400, 300), Box(50, 60, 80, 90), 6)
     fields = {"target": "x", "shape": "box", "all": "true", "max_pixels": "602112", "max_tokens": "99"}
     async with bench.client() as client:
@@ -192,6 +192,9 @@ async def test_a_form_with_a_file_is_the_same_request_as_json(build: Build) -> N
     assert form.status_code == 200, form.text
     assert form.json() == (await bench.post("/v1/locate", asked)).json()
     assert (await bench.post("/v1/locate", {**asked, "image": data_url(picture)})).json() == form.json()
+    options = [request.messages[0].images[0].options.max_pixels for request in finder.asked]
+    assert [request.sampling.max_tokens for request in finder.asked] == [99] * 3
+    assert options == [602_112] * 3
 
 
 @pytest.mark.parametrize(
@@ -345,6 +348,20 @@ async def test_a_broken_body_is_refused(build: Build, kind: str, body: bytes, st
         answer = await client.post("/v1/ocr", content=body, headers={"content-type": kind})
     assert answer.status_code == status, answer.text
     assert answer.json()["error"]["message"]
+
+
+async def test_a_form_that_was_cut_is_refused_even_where_its_picture_came_whole(build: Build) -> None:
+    bench, finder = found(build, CARDS["peek"], pair)
+    picture = spotted(Size(90, 60), Box(5, 5, 9, 9))
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+    whole = head + picture + b"\r\n--b--\r\n"
+    cut = head + picture + b"\r\n--b\r\nContent-Dispo"
+    kind = {"content-type": "multipart/form-data; boundary=b"}
+    async with bench.client() as client:
+        assert (await client.post("/v1/ocr", content=whole, headers=kind)).status_code == 200
+        refused = await client.post("/v1/ocr", content=cut, headers=kind)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_multipart")
+    assert len(finder.asked) == 1
 
 
 async def test_a_task_that_the_card_lacks_is_unsupported(bench: Bench) -> None:

@@ -109,9 +109,11 @@ class ModelCard:
         return tuple(dict.fromkeys(notation for notation in found if notation is not None))
 
 
-def _read(name: str, text: str) -> ModelCard:
-    """Build a card from TOML text; `name` is the file's stem. An unknown key is an error, so that no typo is
-    ignored."""
+def read_card(name: str, text: str) -> ModelCard:
+    """Build a card from TOML text; `name` is the file's stem.
+
+    Raises ValueError for prompts or words that mean nothing, TypeError for an unknown key, so that no typo is ignored.
+    """
     table = tomllib.loads(text)
     pixels = {task: PixelBudget(**bounds) for task, bounds in table.pop("pixels", {}).items()}
     convention = table.pop("convention", None)
@@ -167,7 +169,7 @@ def cards() -> tuple[ModelCard, ...]:
     """Every card in the package, by file name."""
     folder = resources.files("onsight.models") / "cards"
     files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(".toml")), key=lambda entry: entry.name)
-    return tuple(_read(entry.name.removesuffix(".toml"), entry.read_text("utf-8")) for entry in files)
+    return tuple(read_card(entry.name.removesuffix(".toml"), entry.read_text("utf-8")) for entry in files)
 
 
 def find_card(model: str, folder: Path) -> ModelCard:
