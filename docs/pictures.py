@@ -1,4 +1,4 @@
-"""Draw the README's pictures: a screen, and on it the point that the README's answer names: `python docs/pictures.py`."""
+"""Draw the README's pictures: a screen, and on it the point that the README prints. `python docs/pictures.py`"""
 
 from __future__ import annotations
 

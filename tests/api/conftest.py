@@ -75,6 +75,11 @@ class Bench:
         async with self.client() as client:
             return await client.post("/v1/chat/completions", json={"messages": hello(), **fields})
 
+    async def post(self, path: str, body: object) -> httpx.Response:
+        """One request with a JSON body."""
+        async with self.client() as client:
+            return await client.post(path, json=body)
+
     async def get(self, path: str, **headers: str) -> httpx.Response:
         async with self.client() as client:
             return await client.get(path, headers=headers)
@@ -117,6 +122,7 @@ def build() -> Iterator[Callable[..., Bench]]:
         places: int = 8,
         names: tuple[str, ...] = ("fake", "org/fake-2B"),
         frames: FrameRule | None = None,
+        card: ModelCard = CARD,
         **settings: object,
     ) -> Bench:
         if engine is None:
@@ -124,7 +130,7 @@ def build() -> Iterator[Callable[..., Bench]]:
             # Starting a fake engine waits for nothing, so that no event loop is needed.
             with suppress(StopIteration):
                 engine.start().send(None)
-        roster = Roster([Loaded(names, replace(CARD, frames=frames), engine, 1_700_000_000)])
+        roster = Roster([Loaded(names, replace(card, frames=frames), engine, 1_700_000_000)])
         admission = Admission(places)
         door = NotedDoor()
         metrics = Metrics(roster, admission, door.decoded.cache)

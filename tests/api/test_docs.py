@@ -55,6 +55,10 @@ async def test_the_description_knows_every_route_and_every_reference_resolves(be
         "/v1/models",
         "/v1/models/{model}",
         "/v1/chat/completions",
+        "/v1/caption",
+        "/v1/ocr",
+        "/v1/locate",
+        "/v1/describe",
     }
     text = (await bench.get("/openapi.json")).text
     names = set(re.findall(r'"#/components/schemas/([^"]+)"', text))
@@ -73,3 +77,13 @@ async def test_the_description_of_a_chat_body_tells_what_is_honoured_and_what_ch
     operation = described["paths"]["/v1/chat/completions"]["post"]
     assert operation["responses"]["default"]["content"]["application/json"]["schema"]["$ref"].endswith("ErrorAnswer")
     assert set(operation["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
+
+
+async def test_a_task_is_described_as_json_and_as_a_form(bench: Bench) -> None:
+    described = (await bench.get("/openapi.json")).json()
+    content = described["paths"]["/v1/locate"]["post"]["requestBody"]["content"]
+    form = content["multipart/form-data"]["schema"]
+    assert content["application/json"]["schema"]["$ref"].endswith("LocateRequest")
+    assert form["properties"]["file"] == {"type": "string", "format": "binary"}
+    assert set(form["required"]) == {"file", "target"}
+    assert "image" not in form["properties"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from onsight.core.errors import StartError
-from onsight.models.card import PixelBudget, card_of_name, cards, find_card
+from onsight.models.card import PixelBudget, card_of_name, cards, find_card, read_card
 from onsight.models.hub import bundled_models, locate_model
 
 
@@ -36,6 +36,40 @@ def test_a_budget_falls_back_on_that_of_chat(tmp_path: Path) -> None:
     card = find_card("Hcompany/Holo1.5-7B", tmp_path)
     assert card.budget("locate") == PixelBudget(max_pixels=1_003_520)
     assert card.budget("ocr") == card.budget("chat") == PixelBudget(max_pixels=8_294_400)
+
+
+CARD = """
+title = "X"
+family = "x"
+licence = "x"
+description = "x"
+capabilities = ["chat", "locate", "describe"]
+convention = "resized_pixels"
+[prompts]
+describe = "What is it?"
+[prompts.locate]
+text = "{target}?"
+notation = "pair"
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ('describe = "', 'caption = "A?"\ndescribe = "', "prompt caption belongs to none"),
+        ('describe = "What is it?"', "", "it can describe but has no prompt"),
+        ('describe = "', 'locate_al = "A?"\ndescribe = "', "prompt locate_al belongs to none"),
+        ('notation = "pair"', "", "need a notation, and no others; locate is wrong"),
+        ('notation = "pair"', 'notation = "words"', "notation 'words' of locate"),
+        ('convention = "resized_pixels"', "", "prompt locate speaks of places"),
+        ("What is it?", "At {x1}?", "prompt describe speaks of places"),
+        ('"chat", ', '"fly", ', "unknown capabilities"),
+    ],
+)
+def test_a_card_whose_prompts_no_task_could_use_is_refused(old: str, new: str, why: str) -> None:
+    assert read_card("x", CARD).notations == ("pair",)
+    with pytest.raises(ValueError, match=why):
+        read_card("x", CARD.replace(old, new, 1))
 
 
 def test_an_unknown_architecture_is_named_beside_the_families_that_there_are(tmp_path: Path) -> None:

@@ -21,11 +21,15 @@ from onsight.api.boundary import Boundary
 from onsight.api.docs import DocsRoutes
 from onsight.api.errors import ErrorAnswer, translate_http_exception, translate_validation_error
 from onsight.api.health import About, Health, HealthRoutes, Ready
+from onsight.api.multipart import MEDIA_TYPE as MULTIPART
 from onsight.api.openai.answers import ChatCompletion, ChatCompletionChunk
 from onsight.api.openai.chat import ChatRoute
 from onsight.api.openai.models import ModelList, ModelObject, ModelRoutes
 from onsight.api.openai.wire import ChatRequest
 from onsight.api.services import ApiSettings, Services
+from onsight.api.tasks.answers import LocateAnswer, TextAnswer, TextChunk
+from onsight.api.tasks.routes import TaskRoutes
+from onsight.api.tasks.wire import CaptionRequest, DescribeRequest, LocateRequest, OcrRequest
 
 __all__ = ["ApiSettings", "Services", "create_app"]
 
@@ -87,13 +91,32 @@ class _Application(FastAPI):
         return self.openapi_schema
 
 
-BODIES: tuple[type[BaseModel], ...] = (ChatRequest, ChatCompletionChunk)
+BODIES: tuple[type[BaseModel], ...] = (
+    ChatRequest,
+    ChatCompletionChunk,
+    CaptionRequest,
+    OcrRequest,
+    LocateRequest,
+    DescribeRequest,
+    TextChunk,
+)
 """What routes read or stream by themselves, for the description."""
 
 
 def _reads(body: type[BaseModel]) -> dict[str, Any]:
     """The description of a route that reads a JSON `body` by itself."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": _reference(body)}}}}
+
+
+def _reads_picture(body: type[BaseModel]) -> dict[str, Any]:
+    """The description of a route that reads `body` as JSON, or as a form with the picture in `file`."""
+    form = body.model_json_schema()
+    form["properties"] = {"file": {"type": "string", "format": "binary"}} | form["properties"]
+    del form["properties"]["image"]
+    form["required"] = ["file" if name == "image" else name for name in form["required"]]
+    description = _reads(body)
+    description["requestBody"]["content"][MULTIPART] = {"schema": form}
+    return description
 
 
 def _reference(model: type[BaseModel]) -> Mapping[str, str]:
@@ -113,6 +136,7 @@ def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> Heal
         responses={200: {"model": ChatCompletion, **streamed}},
         openapi_extra=_reads(ChatRequest),
     )
+    _add_task_routes(app, TaskRoutes(services))
     app.add_api_route("/v1/models", models.list, response_model=ModelList, summary="List the models", tags=["OpenAI"])
     app.add_api_route(
         "/v1/models/{model:path}", models.get, response_model=ModelObject, summary="One model", tags=["OpenAI"]
@@ -136,6 +160,27 @@ def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> Heal
     for path, probe in (("/health", health.health), ("/ready", health.ready)):
         app.add_api_route(path, probe, methods=["HEAD"], include_in_schema=False)
     return health
+
+
+def _add_task_routes(app: FastAPI, tasks: TaskRoutes) -> None:
+    streamed = {"content": {"text/event-stream": {"schema": _reference(TextChunk)}}}
+    said: dict[int | str, dict[str, Any]] = {200: {"model": TextAnswer, **streamed}}
+    found: dict[int | str, dict[str, Any]] = {200: {"model": LocateAnswer}}
+    for path, endpoint, summary, body, answers in (
+        ("/v1/caption", tasks.caption, "Say what a picture shows", CaptionRequest, said),
+        ("/v1/ocr", tasks.ocr, "Write out the text in a picture", OcrRequest, said),
+        ("/v1/locate", tasks.locate, "Say where something is", LocateRequest, found),
+        ("/v1/describe", tasks.describe, "Say what is in a box", DescribeRequest, said),
+    ):
+        app.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            summary=summary,
+            tags=["tasks"],
+            responses=answers,
+            openapi_extra=_reads_picture(body),
+        )
 
 
 def _endpoints(app: FastAPI) -> dict[str, str]:

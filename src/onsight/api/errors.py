@@ -22,10 +22,16 @@ class ErrorObject(BaseModel):
     code: str | None
 
 
+class UnreadableObject(ErrorObject):
+    """What went wrong, and what the model said, word for word."""
+
+    answer: str
+
+
 class ErrorAnswer(BaseModel):
     """The body of every answer that is an error, in OpenAI's form."""
 
-    error: ErrorObject
+    error: UnreadableObject | ErrorObject
 
 
 class Unauthorized(errors.RequestError):
@@ -73,6 +79,8 @@ STATUSES: Mapping[type[errors.RequestError], tuple[int, str]] = {
     errors.TimedOut: (408, "timeout_error"),
     errors.TooLarge: (413, _INVALID),
     WrongContentType: (415, _INVALID),
+    # Not one of the 5xx: clients try those again, and the likeliest answer would be the same.
+    errors.UnreadableAnswer: (422, "model_error"),
     errors.Overloaded: (429, "rate_limit_error"),
     errors.EngineFailed: (500, "server_error"),
     InternalError: (500, "server_error"),
@@ -92,6 +100,11 @@ def status_of(error: errors.RequestError) -> tuple[int, str]:
 def error_answer(error: errors.RequestError) -> ErrorAnswer:
     """`error` in OpenAI's form."""
     kind = status_of(error)[1]
+    if isinstance(error, errors.UnreadableAnswer):
+        told = UnreadableObject(
+            message=error.message, type=kind, param=error.param, code=error.code, answer=error.answer
+        )
+        return ErrorAnswer(error=told)
     return ErrorAnswer(error=ErrorObject(message=error.message, type=kind, param=error.param, code=error.code))
 
 

@@ -55,7 +55,7 @@ def parse(body: bytes | bytearray, model: type[Model]) -> Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise _explain(error.errors(include_url=False)[0]) from None
+        raise explain(error) from None
 
 
 def _check_content_type(request: Request) -> None:
@@ -92,8 +92,12 @@ def _too_many(what: str) -> InvalidRequest:
     return InvalidRequest(f"the body has too many {what}", code="invalid_json")
 
 
-def _explain(detail: ErrorDetails) -> InvalidRequest:
+def explain(error: ValidationError) -> InvalidRequest:
     """The first fault that pydantic found, in one sentence with the field's path."""
+    return _explain(error.errors(include_url=False)[0])
+
+
+def _explain(detail: ErrorDetails) -> InvalidRequest:
     context = detail.get("ctx", {})
     place = [str(part) for part in detail["loc"] if not str(part).startswith(PART)]
     if "field" in context:

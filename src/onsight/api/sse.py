@@ -20,6 +20,14 @@ def event(data: bytes) -> bytes:
     return b"data: " + data + b"\n\n"
 
 
+async def as_events(data: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """Each piece as one event, and the end of the stream. Closing it closes `data`."""
+    async with aclosing(data):
+        async for piece in data:
+            yield event(piece)
+    yield DONE
+
+
 class EventStream(Response):
     """Sends `first` and then what `rest` yields; Starlette's own streaming response would leave `rest` open.
 

@@ -12,6 +12,7 @@ from onsight.cli.models import models
 from onsight.cli.openapi import openapi
 from onsight.cli.options import with_settings
 from onsight.cli.serve import serve
+from onsight.cli.tasks import caption, describe, locate, ocr
 from onsight.cli.verify import verify
 from onsight.core.errors import OnsightError
 
@@ -32,6 +33,25 @@ commands.command()(
 )
 commands.command()(with_settings(models, only=("revision", "device", "dtype", "max_num_seqs")))
 commands.command()(with_settings(verify, only=("model", "revision", "device", "dtype", "threads")))
+for task in (caption, ocr, locate, describe):
+    commands.command()(
+        with_settings(
+            task,
+            only=(
+                "model",
+                "revision",
+                "device",
+                "dtype",
+                "max_model_len",
+                "max_num_seqs",
+                "threads",
+                "media_remote",
+                "media_max_pixels",
+                "api_key",
+            ),
+            argument="",
+        )
+    )
 commands.command()(openapi)
 
 

@@ -119,7 +119,7 @@ def _card_facts(card: ModelCard) -> list[tuple[str, str]]:
         ("points in", card.convention or "none: not trained to point"),
         ("pictures", ", ".join(budgets) or "as the checkpoint says"),
         ("defaults", ", ".join(sampling) or "the server's"),
-        *((f"prompt: {task}", prompt) for task, prompt in (card.prompts or {}).items()),
+        *((f"prompt: {task}", prompt.text) for task, prompt in (card.prompts or {}).items()),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -19,19 +20,27 @@ Command = Callable[..., None]
 def with_settings(command: Command, only: Sequence[str] = (), argument: str = "model") -> Command:
     """`command(settings, ...)` as a typer command whose flags are the fields of Settings (all, or those in `only`).
 
-    The field `argument` is given by its place and has no flag; "" is for none such. `--config FILE` is added.
+    The field `argument` is given by its place and has no flag; "" is for none such. `--config FILE` is added. Where
+    the command takes a dataclass, its fields are flags too.
     """
-    own = [
-        parameter
-        for name, parameter in inspect.signature(command, eval_str=True).parameters.items()
-        if name != "settings"
-    ]
+    groups: dict[str, tuple[type, list[str]]] = {}
+    own: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        kind = parameter.annotation
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            fields = _fields(kind)
+            groups[name] = (kind, [field.name for field in fields])
+            own += fields
+        elif name != "settings":
+            own.append(parameter)
     names = [name for name in Settings.model_fields if not only or name in only]
     parameters = [_parameter(name, Settings.model_fields[name], as_argument=name == argument) for name in names]
 
     @wraps(command)
     def run(config: Path | None = None, **given: object) -> None:
         flags = {name: value for name in names if (value := given.pop(name)) not in (None, [])}
+        for group, (kind, fields) in groups.items():
+            given[group] = kind(**{field: given.pop(field) for field in fields})
         command(load_settings(flags, file=config), **given)
 
     config = inspect.Parameter(
@@ -45,6 +54,11 @@ def with_settings(command: Command, only: Sequence[str] = (), argument: str = "m
     run.__signature__ = signature  # type: ignore[attr-defined]  # typer reads the command's signature
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in everything}
     return run
+
+
+def _fields(group: type) -> list[inspect.Parameter]:
+    """The typer parameters that a dataclass stands for."""
+    return list(inspect.signature(group, eval_str=True).parameters.values())
 
 
 def _parameter(name: str, field: FieldInfo, *, as_argument: bool) -> inspect.Parameter:

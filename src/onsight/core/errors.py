@@ -12,6 +12,7 @@
         ├── Overloaded           the queue is full; try again after `retry_after_s`
         ├── Unavailable          loading, draining or dead; try again after `retry_after_s`
         ├── TimedOut             a client or a remote host was too slow
+        ├── UnreadableAnswer     the model answered, but not in the form that the task needs
         └── EngineFailed         the engine broke on this request
 
 HTTP statuses live elsewhere, in one table (`onsight.api.errors`).
@@ -83,6 +84,16 @@ class TimedOut(RequestError):
     """A client or a remote host was slower than the time limit."""
 
     code = "timeout"
+
+
+class UnreadableAnswer(RequestError):
+    """The model answered, but not in the form that the task needs; `answer` is what it said, word for word."""
+
+    code = "unreadable_answer"
+
+    def __init__(self, message: str, *, answer: str) -> None:
+        super().__init__(message)
+        self.answer = answer
 
 
 class _RetryLater(RequestError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from onsight.core.geometry import View
 from onsight.core.messages import Message
 
 FinishReason = Literal["stop", "length"]
@@ -83,10 +84,11 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event, exactly once, unless the engine raised."""
+    """The last event, exactly once, unless the engine raised. `views`: how each picture was seen, in their order."""
 
     reason: FinishReason
     usage: Usage
+    views: tuple[View, ...] = ()
 
 
 Event = TextDelta | Finished

@@ -10,6 +10,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
+from onsight.core.geometry import Box, Size
+
 Role = Literal["system", "user", "assistant"]
 Detail = Literal["auto", "low", "high"]
 
@@ -61,6 +63,18 @@ class Image:
         digest = hashlib.sha256(f"{width}x{height}:".encode())
         digest.update(pixels)
         return Image(pixels, width, height, digest.hexdigest(), options)
+
+    @property
+    def size(self) -> Size:
+        return Size(self.width, self.height)
+
+    def cut_out(self, box: Box) -> Image:
+        """The part of it in `box`, whole px inside the picture, as a picture of its own; not for the event loop."""
+        left, top, right, bottom = (int(edge) for edge in (box.x1, box.y1, box.x2, box.y2))
+        rows = (row * self.width for row in range(top, bottom))
+        view = memoryview(self.pixels)
+        pixels = b"".join(view[(row + left) * 3 : (row + right) * 3] for row in rows)
+        return Image.of(pixels, right - left, bottom - top, self.options)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from onsight.core.generation import (
     TokenLogprob,
     Usage,
 )
+from onsight.core.geometry import View
 from onsight.core.messages import Image, Text, Video
 
 IMAGE_TOKENS = 16
@@ -99,7 +100,7 @@ class FakeEngine:
             rest = held.rest()
             if rest:
                 yield TextDelta(rest)
-            yield Finished(ends, Usage(prompt_tokens, count, 0, image_tokens, video_tokens))
+            yield Finished(ends, Usage(prompt_tokens, count, 0, image_tokens, video_tokens), _views(request))
         finally:
             self._running -= 1
 
@@ -161,6 +162,11 @@ class _StopText:
     def rest(self) -> str:
         out, self._held = self._held, ""
         return out
+
+
+def _views(request: GenerateRequest) -> tuple[View, ...]:
+    """It sees every picture as large as it is."""
+    return tuple(View(image.size, image.size) for message in request.messages for image in message.images)
 
 
 def _logprobs(token: str, request: GenerateRequest) -> tuple[TokenLogprob, ...]:

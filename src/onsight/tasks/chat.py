@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -19,6 +19,7 @@ from onsight.core.generation import (
     TokenLogprob,
     Usage,
 )
+from onsight.core.geometry import View
 from onsight.core.messages import Draft, Image, ImageRef, Message, Text, Video, VideoRef
 from onsight.media.door import MediaDoor
 from onsight.models.card import ModelCard
@@ -26,10 +27,16 @@ from onsight.tasks.admission import Admission
 from onsight.tasks.record import UNFORESEEN, Bookkeeper, Record
 from onsight.tasks.roster import Loaded, Roster
 
+Compose = Callable[[tuple[Message, ...]], tuple[Message, ...]]
+"""What a task still does to the messages once their pictures are open; called on a thread of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChatCall:
-    """What a route, the page or the command line asks for; `n` answers to the same messages."""
+    """What a route, the page or the command line asks for; `n` answers to the same messages.
+
+    `compose`: for tasks that write their question, or cut out what they show, by the size of the opened picture.
+    """
 
     drafts: tuple[Draft, ...]
     model: str | None = None
@@ -38,6 +45,7 @@ class ChatCall:
     n: int = 1
     request_id: str = ""
     task: str = "chat"
+    compose: Compose | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +58,13 @@ class ChoiceEvent:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer, collected from its events."""
+    """One answer, collected from its events. `views`: how each picture was seen, in their order."""
 
     text: str
     logprobs: tuple[TokenLogprob, ...]
     reason: FinishReason
     usage: Usage
+    views: tuple[View, ...] = ()
 
 
 class Chat:
@@ -80,6 +89,8 @@ class Chat:
             _check(call, loaded)
             with self._admission.place(call.n):
                 messages = await self._open(call.drafts, loaded.card, record)
+                if call.compose is not None:
+                    messages = await asyncio.to_thread(call.compose, messages)
                 request = GenerateRequest(messages, call.sampling, call.schema)
                 async with aclosing(_choices(loaded, request, call.n)) as events:
                     async for choice in events:
@@ -137,7 +148,9 @@ async def collect(events: AsyncGenerator[ChoiceEvent, None], n: int = 1) -> list
                     logprobs[choice.index].extend(tokens)
                 case Finished() as end:
                     ends[choice.index] = end
-    return [Answer("".join(texts[i]), tuple(logprobs[i]), ends[i].reason, ends[i].usage) for i in range(n)]
+    return [
+        Answer("".join(texts[i]), tuple(logprobs[i]), ends[i].reason, ends[i].usage, ends[i].views) for i in range(n)
+    ]
 
 
 async def _choices(loaded: Loaded, request: GenerateRequest, n: int) -> AsyncGenerator[ChoiceEvent, None]:

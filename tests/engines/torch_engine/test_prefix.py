@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from onsight.core.geometry import Size
 from onsight.core.messages import Image
 from onsight.engines.torch_engine.prefix import Claim, SlotBook
 from onsight.engines.torch_engine.prompt import ImagePlan, Span
 
 
 def span(start: int, stop: int) -> Span:
-    plan = ImagePlan(Image.of(b"\0\0\0", 1, 1), "0" * 64, (), (0, 0), ())
+    plan = ImagePlan(Image.of(b"\0\0\0", 1, 1), "0" * 64, (), (0, 0), (), Size(1, 1))
     return Span(plan, start, stop, [])
 
 

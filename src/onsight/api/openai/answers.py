@@ -122,7 +122,7 @@ def completion(heading: Heading, answers: Sequence[Answer], *, logprobs: bool) -
         )
         for index, answer in enumerate(answers)
     ]
-    usage = _usage([answer.usage for answer in answers])
+    usage = usage_of([answer.usage for answer in answers])
     body = ChatCompletion(id=heading.id, created=heading.created, model=heading.model, choices=choices, usage=usage)
     return body.model_dump_json().encode()
 
@@ -155,7 +155,7 @@ async def chunks(
                     usages.append(usage)
                     yield chunk(event.index, Delta(), reason=reason)
     if include_usage:
-        yield _chunk(heading, [], usage=_usage(usages), include_usage=True)
+        yield _chunk(heading, [], usage=usage_of(usages), include_usage=True)
 
 
 def _chunk(
@@ -175,7 +175,7 @@ def _chunk(
     return body.model_dump_json(exclude_unset=True).encode()
 
 
-def _usage(usages: Sequence[Usage]) -> CompletionUsage:
+def usage_of(usages: Sequence[Usage]) -> CompletionUsage:
     """The cost of all answers; they share one prompt, which counts once."""
     prompt = max(usage.prompt_tokens for usage in usages)
     generated = sum(usage.completion_tokens for usage in usages)

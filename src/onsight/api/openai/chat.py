@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,9 +12,10 @@ from onsight.api.openai.answers import Heading, chunks, completion
 from onsight.api.openai.calls import to_call
 from onsight.api.openai.wire import ChatRequest
 from onsight.api.services import ApiSettings, Services
-from onsight.api.sse import DONE, EventStream, event
+from onsight.api.sse import EventStream, as_events
 from onsight.core.errors import InvalidRequest
 from onsight.tasks.chat import ChatCall, collect
+from onsight.tasks.places import check_mapping, in_original
 
 
 class ChatRoute:
@@ -36,16 +34,20 @@ class ChatRoute:
         loaded = self._services.roster.find(wire.model)
         call = to_call(wire, self._settings, request_id(request.scope), loaded.card.defaults)
         self._check_count(call)
+        if wire.coordinates is not None:
+            check_mapping(call, loaded.card, stream=bool(wire.stream))
         heading = Heading(loaded.name)
         taken_up(request.scope)
         events = self._services.chat.stream(call)
         if not wire.stream:
             answers = await while_connected(request.receive, collect(events, call.n))
+            if wire.coordinates is not None:
+                answers = [in_original(answer, loaded.card) for answer in answers]
             return Response(
                 completion(heading, answers, logprobs=call.sampling.logprobs), media_type="application/json"
             )
         usage = wire.stream_options is not None and wire.stream_options.include_usage
-        stream = _as_events(chunks(events, heading, include_usage=usage))
+        stream = as_events(chunks(events, heading, include_usage=usage))
         # Refusals come with the first event; only after it are headers sent.
         return EventStream(await while_connected(request.receive, anext(stream)), stream)
 
@@ -55,10 +57,3 @@ class ChatRoute:
             raise InvalidRequest(
                 f"n is {call.n}; this server answers at most {places} at once (server.max_queue)", param="n"
             )
-
-
-async def _as_events(data: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    async with aclosing(data):
-        async for piece in data:
-            yield event(piece)
-    yield DONE

@@ -5,42 +5,17 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from onsight.api.json_body import PART
-
-
-def _only(why: str, *allowed: object) -> BeforeValidator:
-    """Lets null and `allowed` pass and refuses every other value, with the field's name and `why`."""
-
-    def check(value: object) -> object:
-        if value is None or any(type(value) is type(item) and value == item for item in allowed):
-            return value
-        raise PydanticCustomError("unsupported", "{why}", {"why": why})
-
-    return BeforeValidator(check)
-
-
-def _never(why: str) -> tuple[BeforeValidator, FieldInfo]:
-    """Lets only null pass, and says so in the description."""
-    return _only(why), Field(description=f"Not offered: {why}.")
-
-
-def _wrong(field: str, why: str) -> PydanticCustomError:
-    """A fault in `field` of the object at hand."""
-    return PydanticCustomError("wrong", "{why}", {"why": why, "field": field})
-
+from onsight.api.strict import Strict as _Strict
+from onsight.api.strict import never as _never
+from onsight.api.strict import only as _only
+from onsight.api.strict import wrong as _wrong
 
 _NO_TOOLS = "tool calls are not offered"
 _TEXT_ONLY = "answers are text only"
-
-
-class _Strict(BaseModel):
-    """Refuses unknown fields, and texts where numbers belong."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class ImageUrl(_Strict):
@@ -319,6 +294,11 @@ class ChatRequest(_ChangesNothing, _NotOffered):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: Annotated[ResponseFormat | None, BeforeValidator(_check_format)] = None
+    coordinates: Literal["original"] | None = Field(
+        None,
+        description="`original`: places in the answer are in pixels of the one picture that was sent, not in the"
+        " model's own space. Not one of OpenAI's fields.",
+    )
 
     @model_validator(mode="after")
     def _fields_agree(self) -> ChatRequest:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from onsight.core.geometry import Size, View
 from onsight.core.messages import Image, Message, Text, Video
 from onsight.engines.torch_engine.chat_template import ChatTemplate, Piece
 from onsight.engines.torch_engine.vocabulary import Vocabulary
@@ -20,6 +21,7 @@ class ImagePlan:
     `key`: SHA-256 (hex) of content and processing settings, the picture's name in the caches.
     `token_ids`: what stands for it in the prompt, the family's image token wherever a feature goes.
     `grid`: the family's own (rows, columns): tiles for SmolVLM, patches for Qwen. `settings`: what `prepare` applies.
+    `seen`: the size (px) that the picture is resized to, padding not counted; `prepare` keeps to it.
     """
 
     image: Image
@@ -27,6 +29,11 @@ class ImagePlan:
     token_ids: tuple[int, ...]
     grid: tuple[int, int]
     settings: tuple[int, ...]
+    seen: Size
+
+    @property
+    def view(self) -> View:
+        return View(self.image.size, self.seen)
 
 
 @dataclass(frozen=True, slots=True)

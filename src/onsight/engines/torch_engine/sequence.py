@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 
 from onsight.core.errors import RequestError
 from onsight.core.generation import Event, Sampling, Usage
+from onsight.core.geometry import View
 from onsight.engines.torch_engine.detokenizer import TextStream
 from onsight.engines.torch_engine.grammar import Grammar
-from onsight.engines.torch_engine.prompt import Prompt, Span
+from onsight.engines.torch_engine.prompt import ImagePlan, Prompt, Span
 
 
 @dataclass(slots=True, eq=False)
@@ -78,6 +79,10 @@ class Sequence:
         """Make prompt and answer one prompt, of which nothing is computed yet."""
         self.prompt.token_ids += self.answer[len(self.prompt.token_ids) - self.prompt_tokens :]
         self.computed = 0
+
+    def views(self) -> tuple[View, ...]:
+        """How each picture was seen."""
+        return tuple(span.plan.view for span in self.prompt.spans if isinstance(span.plan, ImagePlan))
 
     def usage(self) -> Usage:
         return Usage(

@@ -169,7 +169,7 @@ class StepLoop:
                 self._outbox.append((sequence, TextDelta(text, logprobs)))
             if reason is not None:
                 self._scheduler.retire(sequence)
-                self._outbox.append((sequence, Finished(reason, sequence.usage())))
+                self._outbox.append((sequence, Finished(reason, sequence.usage(), sequence.views())))
 
     def _append(self, sequence: Sequence, token_id: int) -> tuple[str, FinishReason | None]:
         """Append a token; the text that became ready, and why the answer ends here, if it does."""

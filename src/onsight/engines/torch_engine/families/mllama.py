@@ -13,6 +13,7 @@ from transformers.models.mllama.configuration_mllama import MllamaConfig
 from transformers.models.mllama.image_processing_pil_mllama import (
     MllamaImageProcessorPil,
     get_all_supported_aspect_ratios,
+    get_image_size_fit_to_canvas,
     get_optimal_tiled_canvas,
 )
 from transformers.models.mllama.modeling_mllama import (
@@ -25,6 +26,7 @@ from transformers.models.mllama.processing_mllama import (
 )
 
 from onsight.core.errors import InvalidRequest, Unsupported
+from onsight.core.geometry import Size
 from onsight.core.messages import Image
 from onsight.engines.torch_engine.families.decoder import Decoder
 from onsight.engines.torch_engine.families.fused import FusedLayer, signed
@@ -161,7 +163,10 @@ class Mllama:
         most = 1 if options.detail == "low" else self._tiles
         height, width = get_optimal_tiled_canvas(image.height, image.width, most, tile)
         key = hashlib.sha256(f"mllama {(most, tile)} {image.digest}".encode()).hexdigest()
-        return ImagePlan(image, key, (self._image_id,), (int(height) // tile, int(width) // tile), (most, tile))
+        # Inside the canvas of tiles the picture keeps its shape; the rest is padding.
+        seen = get_image_size_fit_to_canvas(image.height, image.width, int(height), int(width), tile)
+        grid = (int(height) // tile, int(width) // tile)
+        return ImagePlan(image, key, (self._image_id,), grid, (most, tile), Size(int(seen[1]), int(seen[0])))
 
     def prepare(self, plan: ImagePlan) -> Pixels:
         """See `Family.prepare`; the values are [tiles, 3, tile, tile], zero past the picture's own tiles."""

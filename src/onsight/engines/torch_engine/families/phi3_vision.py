@@ -14,6 +14,7 @@ from transformers.models.phi3.configuration_phi3 import Phi3Config
 from transformers.models.phi3.modeling_phi3 import Phi3ForCausalLM
 
 from onsight.core.errors import InvalidMedia, StartError, Unsupported
+from onsight.core.geometry import Size
 from onsight.core.messages import Image
 from onsight.engines.torch_engine.families.decoder import Decoder
 from onsight.engines.torch_engine.families.key_values import KeyValueShape
@@ -110,7 +111,8 @@ class Phi3Vision:
         settings = (most, self._images.crop, size.width, size.height)
         key = hashlib.sha256(f"phi3_vision {settings} {image.digest}".encode()).hexdigest()
         tokens = (self.image_token_id,) * self._images.tokens(size.rows, size.columns)
-        return ImagePlan(image, key, tokens, (size.rows, size.columns), settings)
+        seen = Size(size.width, size.height)
+        return ImagePlan(image, key, tokens, (size.rows, size.columns), settings, seen)
 
     def prepare(self, plan: ImagePlan) -> Pixels:
         """See `Family.prepare`; the values are [1 + crops, 3, crop, crop]."""

@@ -12,6 +12,7 @@ from torch import nn
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from onsight.core.errors import InvalidRequest
+from onsight.core.geometry import Size
 from onsight.core.messages import DEFAULT_IMAGE_OPTIONS, Image, ImageOptions
 from onsight.engines.torch_engine.families.qwen_sizes import check_stretch, resized
 from onsight.engines.torch_engine.loading import image_settings
@@ -52,7 +53,8 @@ class QwenImages:
         rows, columns = self._patches(image.width, image.height, settings)
         key = hashlib.sha256(f"qwen_vl {settings} {image.digest}".encode()).hexdigest()
         tokens = (self._image_token_id,) * (rows * columns // self.merge**2)
-        return ImagePlan(image, key, tokens, (rows, columns), settings)
+        seen = Size(columns * self.patch, rows * self.patch)
+        return ImagePlan(image, key, tokens, (rows, columns), settings, seen)
 
     def merged_patches(self, width: int, height: int) -> tuple[int, int]:
         """(columns, rows) of image tokens that a picture of that size takes under the usual bounds.

@@ -14,6 +14,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from transformers.models.smolvlm.modeling_smolvlm import SmolVLMForConditionalGeneration
 
 from onsight.core.errors import Unsupported
+from onsight.core.geometry import Size
 from onsight.core.messages import Image
 from onsight.engines.torch_engine.families.decoder import Decoder
 from onsight.engines.torch_engine.families.frames import fit_longest
@@ -90,7 +91,9 @@ class SmolVLM:
         grid = self._grid(image) if split else (0, 0)
         settings = (int(split), self._tile, int(self._processor.size["longest_edge"]))
         key = hashlib.sha256(f"smolvlm {settings} {image.digest}".encode()).hexdigest()
-        return ImagePlan(image, key, self._block(grid), grid, settings)
+        # Tiles are cut from a picture that is stretched to fill them.
+        seen = Size(max(grid[1], 1) * self._tile, max(grid[0], 1) * self._tile)
+        return ImagePlan(image, key, self._block(grid), grid, settings, seen)
 
     @property
     def _tile(self) -> int:

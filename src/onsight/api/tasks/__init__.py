@@ -1,0 +1,1 @@
+"""The vision tasks: caption, ocr, locate, describe."""

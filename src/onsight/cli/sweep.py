@@ -1,0 +1,216 @@
+"""One question about many pictures: several on their way at once, results kept as JSON lines, failures reported."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from onsight.cli.pictures import is_url, name_pictures, read_picture
+from onsight.config import Settings
+from onsight.core.errors import StartError
+
+Result = Mapping[str, object]
+"""`image`, `asked`, and the server's answer, or `error`: what a line of the results' file holds."""
+
+Show = Callable[[Result], str]
+"""A result as it is printed for people."""
+
+_TRIES = 30
+_AT_ONCE_ELSEWHERE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What every picture task asks of its command line."""
+
+    images: Annotated[list[str], typer.Argument(help="Files, folders, patterns, URLs, or - for standard input.")]
+    url: Annotated[str | None, typer.Option(help="Ask this running server, like http://127.0.0.1:8000.")] = None
+    as_json: Annotated[bool, typer.Option("--json", help="Print each result as a line of JSON.")] = False
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Add each result to this file, a line of JSON each; what stands in it is not asked again."),
+    ] = None
+    at_once: Annotated[
+        int | None, typer.Option(help="Pictures on their way at once; enough to keep the model busy if unset.", min=1)
+    ] = None
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens; the task's own if unset.")] = None
+
+
+def sweep(settings: Settings, command: Sweep, task: str, fields: Mapping[str, str], show: Show) -> list[Result]:
+    """Ask `task` with the form's `fields` about every picture; print, keep and return what came, in the order given.
+
+    Raises StartError before anything is asked, typer.Exit with code 1 after the last picture when one failed.
+    """
+    asked = {"task": task, **fields}
+    if command.max_tokens is not None:
+        asked["max_tokens"] = str(command.max_tokens)
+    names = name_pictures(command.images)
+    with _kept(command.out) as (file, done):
+        waiting = [name for name in names if (name, _key(asked)) not in done]
+        printer = _Printer(command, file, show, len(names))
+        results = asyncio.run(_sweep(settings, command, asked, waiting, printer)) if waiting else []
+    if len(waiting) < len(names):
+        print(f"onsight: {len(names) - len(waiting)} of {len(names)} were in {command.out} already", file=sys.stderr)
+    if any("error" in result for result in results):
+        raise typer.Exit(1)
+    return results
+
+
+class _Printer:
+    """Where results go: the file at once, standard output in the order given, failures to standard error."""
+
+    def __init__(self, command: Sweep, file: TextIO | None, show: Show, pictures: int) -> None:
+        self._as_json = command.as_json
+        self._file = file
+        self._show = show
+        self._many = pictures > 1
+
+    def keep(self, result: Result) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(result, ensure_ascii=False) + "\n")
+            self._file.flush()
+
+    def show(self, result: Result) -> None:
+        match result:
+            case {"image": name, "error": {"message": message}}:
+                print(f"onsight: {name}: {message}", file=sys.stderr)
+                if self._as_json:
+                    typer.echo(json.dumps(result, ensure_ascii=False))
+            case _ if self._as_json:
+                typer.echo(json.dumps(result, ensure_ascii=False))
+            case {"image": name}:
+                typer.echo(f"{name}:\n{self._show(result)}\n" if self._many else self._show(result))
+
+
+async def _sweep(
+    settings: Settings, command: Sweep, asked: Mapping[str, str], names: list[str], printer: _Printer
+) -> list[Result]:
+    """Ask about every picture, several at once, and show the results in order."""
+    console = Console(stderr=True)
+    quiet = len(names) < 2 or not console.is_terminal
+    results: list[Result] = []
+    async with _server(settings, command.url) as (client, usual):
+        places = asyncio.Semaphore(command.at_once or usual)
+
+        async def one(name: str) -> Result:
+            async with places:
+                result = {"image": name, "asked": asked, **await _ask(client, name, asked)}
+            printer.keep(result)
+            return result
+
+        with Progress(console=console, transient=True, disable=quiet) as bar:
+            asking = [asyncio.create_task(one(name)) for name in names]
+            shown = bar.add_task(asked["task"], total=len(names))
+            for waiting in asking:
+                results.append(await waiting)
+                printer.show(results[-1])
+                bar.advance(shown)
+    return results
+
+
+@asynccontextmanager
+async def _server(settings: Settings, url: str | None) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
+    """A client of a running server, or of one in this process without a port; and how many requests keep it busy."""
+    headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+    timeout = httpx.Timeout(10, read=None, pool=None)
+    if url is not None:
+        address = url.rstrip("/").removesuffix("/v1")
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=address, headers=headers, timeout=timeout, limits=limits) as client:
+            yield client, _AT_ONCE_ELSEWHERE
+        return
+    from onsight.serve import assemble, loading_bar
+
+    with loading_bar() as progress:
+        site = assemble(settings, progress)
+        try:
+            await site.start()
+            transport = httpx.ASGITransport(site.app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://onsight", headers=headers) as client:
+                yield client, min(2 * settings.max_num_seqs, settings.max_queue)
+        finally:
+            await site.close()
+
+
+async def _ask(client: httpx.AsyncClient, name: str, asked: Mapping[str, str]) -> Result:
+    """The server's answer, or `error`; a busy server is asked again when it says."""
+    fields = {field: value for field, value in asked.items() if field != "task"}
+    try:
+        if is_url(name):
+            # A form with no file in it: each field is a part of its own.
+            files = {field: (None, value) for field, value in {**fields, "image": name}.items()}
+            return await _post(client, f"/v1/{asked['task']}", {}, files)
+        data = await asyncio.to_thread(read_picture, name)
+        return await _post(client, f"/v1/{asked['task']}", fields, {"file": ("picture", data)})
+    except OSError as error:
+        return _failed(f"cannot be read: {error.strerror}")
+    except httpx.HTTPError as error:
+        return _failed(f"the server cannot be reached ({type(error).__name__}); is `onsight serve` running there?")
+
+
+async def _post(
+    client: httpx.AsyncClient,
+    path: str,
+    fields: Mapping[str, str],
+    files: Mapping[str, tuple[str | None, bytes | str]],
+) -> Result:
+    for _ in range(_TRIES):
+        response = await client.post(path, data=fields, files=files)
+        if response.status_code not in (429, 503):
+            break
+        await asyncio.sleep(float(response.headers.get("retry-after", "1")))
+    try:
+        answer = response.json()
+    except ValueError:
+        return _failed(f"the server answered {response.status_code} and no JSON")
+    if isinstance(answer, dict) and (response.status_code == 200 or "error" in answer):
+        return answer
+    return _failed(f"the server answered {response.status_code}")
+
+
+def _failed(why: str) -> Result:
+    return {"error": {"message": why}}
+
+
+def _key(asked: object) -> str:
+    return json.dumps(asked, sort_keys=True)
+
+
+@contextmanager
+def _kept(path: Path | None) -> Iterator[tuple[TextIO | None, set[tuple[str, str]]]]:
+    """The file to add results to, and which (picture, question) it has answers to. Raises StartError."""
+    if path is None:
+        yield None, set()
+        return
+    try:
+        text = path.read_text("utf-8") if path.exists() else ""
+        file = path.open("a", encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise StartError(f"results file {path} cannot be used: {error}") from None
+    with file:
+        if text and not text.endswith("\n"):
+            # A run that was killed in the middle of a line; the line is no answer, and the next one is its own.
+            file.write("\n")
+        yield file, set(_answered(text))
+
+
+def _answered(text: str) -> Iterator[tuple[str, str]]:
+    for line in text.splitlines():
+        try:
+            result = json.loads(line)
+        except ValueError:
+            continue
+        match result:
+            case {"image": str(name), "asked": asked} if "error" not in result:
+                yield name, _key(asked)

@@ -1,0 +1,106 @@
+"""`onsight caption`, `ocr`, `locate` and `describe`: the vision tasks, on one picture or on many."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from onsight.cli.pictures import STANDARD_INPUT, is_url, name_pictures, read_picture
+from onsight.cli.sweep import Result, Sweep, sweep
+from onsight.config import Settings
+from onsight.core.errors import StartError
+
+_MARK = (255, 0, 80)
+
+
+def caption(
+    settings: Settings,
+    command: Sweep,
+    length: Annotated[Literal["short", "normal", "long"], typer.Option(help="How much to say.")] = "normal",
+) -> None:
+    """Say what pictures show."""
+    sweep(settings, command, "caption", {"length": length}, _text)
+
+
+def ocr(settings: Settings, command: Sweep) -> None:
+    """Write out the text in pictures."""
+    sweep(settings, command, "ocr", {}, _text)
+
+
+def describe(
+    settings: Settings,
+    command: Sweep,
+    box: Annotated[str, typer.Option(help="x1,y1,x2,y2 in pixels of the upright picture.", show_default=False)],
+) -> None:
+    """Say what is inside a box of pictures."""
+    sweep(settings, command, "describe", {"box": box}, _text)
+
+
+def locate(
+    settings: Settings,
+    command: Sweep,
+    target: Annotated[str, typer.Option(help="What to look for, in words.", show_default=False)],
+    every: Annotated[bool, typer.Option("--all", help="Every instance, where the model can.")] = False,
+    shape: Annotated[Literal["point", "box"], typer.Option(help="What to answer with.")] = "point",
+    draw: Annotated[Path | None, typer.Option(help="Write the picture with what was found drawn on it.")] = None,
+) -> None:
+    """Say where something is in pictures: x, y (or x1, y1, x2, y2) in their own pixels, and how sure the model is."""
+    picture = None if draw is None else _one_picture(command.images)
+    fields = {"target": target, "all": str(every).lower(), "shape": shape}
+    results = sweep(settings, command, "locate", fields, _places)
+    if draw is not None and picture is not None:
+        for result in results:
+            _draw(picture, _instances(result), draw)
+
+
+def _text(result: Result) -> str:
+    return str(result.get("text", ""))
+
+
+def _places(result: Result) -> str:
+    lines = []
+    for instance in _instances(result):
+        match instance:
+            case {"box": {"x1": x1, "y1": y1, "x2": x2, "y2": y2}, "confidence": float(sure)}:
+                lines.append(f"{x1:.1f} {y1:.1f} {x2:.1f} {y2:.1f} {sure:.2f}")
+            case {"point": {"x": x, "y": y}, "confidence": float(sure)}:
+                lines.append(f"{x:.1f} {y:.1f} {sure:.2f}")
+    return "\n".join(lines)
+
+
+def _instances(result: Result) -> list[object]:
+    found = result.get("instances")
+    return found if isinstance(found, list) else []
+
+
+def _one_picture(given: list[str]) -> str:
+    """The only picture. Raises StartError when there are several, or none that can be drawn on."""
+    names = name_pictures(given)
+    if len(names) != 1 or is_url(names[0]) or names[0] == STANDARD_INPUT:
+        raise StartError("--draw needs exactly one picture, a file")
+    return names[0]
+
+
+def _draw(name: str, instances: list[object], out: Path) -> None:
+    """Write the upright picture with each place marked. Raises StartError when `out` cannot be written."""
+    # Imported here: no other command needs it.
+    from PIL import Image, ImageDraw, ImageOps
+
+    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(read_picture(name)))).convert("RGB")
+    pen = ImageDraw.Draw(picture)
+    width = max(2, round(max(picture.size) / 300))
+    for instance in instances:
+        match instance:
+            case {"box": {"x1": x1, "y1": y1, "x2": x2, "y2": y2}}:
+                pen.rectangle((x1, y1, x2, y2), outline=_MARK, width=width)
+            case {"point": {"x": x, "y": y}}:
+                arm = 4 * width
+                pen.line((x - arm, y, x + arm, y), _MARK, width)
+                pen.line((x, y - arm, x, y + arm), _MARK, width)
+    try:
+        picture.save(out)
+    except (OSError, ValueError) as error:
+        raise StartError(f"{out} cannot be written: {error}") from None
