@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
+import sys
+import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
@@ -28,6 +31,7 @@ __all__ = ["MediaDoor", "MediaLimits"]
 _FETCHES_AT_ONCE = 6
 _LOOKUP_THREADS = 4
 _MAX_SCHEME_CHARS = 20
+_NICENESS = 5
 
 _VIDEO_CODE = "invalid_video"
 
@@ -51,7 +55,7 @@ class MediaDoor:
         certificates: ssl.SSLContext | None = None,
     ) -> None:
         self.limits = limits or MediaLimits()
-        self._decoders = ThreadPoolExecutor(self.limits.decode_workers, "onsight-decode")
+        self._decoders = ThreadPoolExecutor(self.limits.decode_workers, "onsight-decode", _give_way)
         self.decoded = DecodedPictures(self.limits.decoded_bytes)
         self._lookups = ThreadPoolExecutor(_LOOKUP_THREADS, "onsight-lookup")
         self._fetcher = Fetcher(self.limits, resolver or system_resolver(self._lookups), network, certificates)
@@ -162,6 +166,15 @@ class MediaDoor:
 
     async def _in_pool(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
+
+
+def _give_way() -> None:
+    """On a decoder's thread: let the event loop have the processor whenever it wants it.
+
+    On Linux, where each thread has a niceness of its own.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 class _ByteBudget:
