@@ -65,7 +65,8 @@ async def client_of(folder: Path, card: ModelCard) -> AsyncIterator[httpx.AsyncC
     await engine.start()
     door, admission, roster = MediaDoor(), Admission(8), Roster([Loaded(("tiny",), card, engine, 0)])
     chat = Chat(roster, door, admission)
-    app = create_app(Services(roster, chat, admission, Metrics(roster, admission)), ApiSettings())
+    metrics = Metrics(roster, admission, door.decoded.cache)
+    app = create_app(Services(roster, chat, admission, metrics), ApiSettings())
     try:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x", timeout=60) as client:
             yield client
