@@ -52,17 +52,7 @@ _BAND_PIXELS = 1 << 18
 def read_header(data: bytes, limits: MediaLimits) -> PictureFile:
     """Read a picture's header and hold its size against the limits; nothing is decoded. Raises InvalidMedia."""
     file = read_picture_file(data)
-    size = upright_size(file)
-    width, height = size.width, size.height
-    if width * height > limits.max_pixels:
-        limit = f"{limits.max_pixels / 1e6:g} Mpx"
-        raise InvalidMedia(f"image is {width}x{height} px; the limit is {limit} (media.max_pixels)")
-    if min(width, height) < limits.min_side:
-        raise InvalidMedia(f"image is {width}x{height} px; each side needs at least {limits.min_side} px")
-    if max(width, height) > limits.max_aspect * min(width, height):
-        raise InvalidMedia(
-            f"image is {width}x{height} px; the longer side may be at most {limits.max_aspect:g} times the shorter"
-        )
+    limits.check_size(upright_size(file), "image is")
     return file
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from onsight.core.errors import StartError
+from onsight.core.errors import InvalidMedia, StartError
+from onsight.core.geometry import Size
 
 # Where Pillow itself refuses a picture as a bomb, whatever our own limit is.
 _MOST_PIXELS = 178_000_000
@@ -70,3 +71,14 @@ class MediaLimits:
             raise StartError(f"media.max_pixels is {self.max_pixels}; at most {_MOST_PIXELS} can be decoded")
         if self.decode_workers < 1:
             raise StartError(f"media.decode_workers is {self.decode_workers}; use 1 or more")
+
+    def check_size(self, size: Size, subject: str) -> None:
+        """Hold a picture's or a frame's size against the limits. Raises InvalidMedia that begins with `subject`."""
+        width, height = size.width, size.height
+        said = f"{subject} {width}x{height} px"
+        if width * height > self.max_pixels:
+            raise InvalidMedia(f"{said}; the limit is {self.max_pixels / 1e6:g} Mpx (media.max_pixels)")
+        if min(width, height) < self.min_side:
+            raise InvalidMedia(f"{said}; each side needs at least {self.min_side} px")
+        if max(width, height) > self.max_aspect * min(width, height):
+            raise InvalidMedia(f"{said}; the longer side may be at most {self.max_aspect:g} times the shorter")

@@ -72,7 +72,7 @@ def read_clip(data: bytes, rule: FrameRule, options: VideoOptions, limits: Media
         raise InvalidMedia(f"this is not a video that can be read; {_READABLE}")
     if form == "GIF":
         timing = read_gif_timing(data)
-        _check_size(timing.size, limits)
+        limits.check_size(timing.size, "the video's frames are")
         ends_s = tuple(accumulate(timing.delays_s))
         _check_duration(ends_s[-1], limits)
         rate = len(ends_s) / ends_s[-1]
@@ -83,7 +83,7 @@ def read_clip(data: bytes, rule: FrameRule, options: VideoOptions, limits: Media
         size = Size(stream.codec_context.width, stream.codec_context.height)
         if not (size.width and size.height):
             raise broken()
-        _check_size(size, limits)
+        limits.check_size(size, "the video's frames are")
         total, rate = _count(container, stream, limits)
     _check_duration(total / rate, limits)
     picks = rule.pick(total, rate, options, limits.max_video_frames)
@@ -136,20 +136,6 @@ class _Clock:
                 f"decoding the video takes more than {self._limit_s:g} s (media.video_decode_s);"
                 " send a shorter or a smaller one"
             )
-
-
-def _check_size(size: Size, limits: MediaLimits) -> None:
-    width, height = size.width, size.height
-    if width * height > limits.max_pixels:
-        limit = f"{limits.max_pixels / 1e6:g} Mpx"
-        raise InvalidMedia(f"the video's frames are {width}x{height} px; the limit is {limit} (media.max_pixels)")
-    if min(width, height) < limits.min_side:
-        raise InvalidMedia(f"the video's frames are {width}x{height} px; each side needs at least {limits.min_side} px")
-    if max(width, height) > limits.max_aspect * min(width, height):
-        raise InvalidMedia(
-            f"the video's frames are {width}x{height} px;"
-            f" the longer side may be at most {limits.max_aspect:g} times the shorter"
-        )
 
 
 def _check_duration(duration_s: float, limits: MediaLimits) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from transformers.initialization import no_init_weights
 
 from onsight.core.engine import Progress
 from onsight.core.errors import StartError
@@ -195,6 +196,12 @@ def _opened(path: Path, framework: Literal["pt", "np"]) -> Iterator[Any]:
         raise StartError(f"{path} cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:
         raise StartError(f"{path} is cut short or no safetensors file ({error}): download it again") from None
+
+
+def empty_model(kind: Any, config: Any, checkpoint: Checkpoint) -> Any:
+    """A model of transformers' class `kind` as `checkpoint` is to stand in memory, for `load_weights` to fill."""
+    with no_init_weights(), torch.device(checkpoint.device):
+        return kind._from_config(config, dtype=checkpoint.dtype, attn_implementation="sdpa").eval()
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, rename: Callable[[str], str | None]) -> None:

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from onsight.core.errors import StartError
 from onsight.core.messages import Image, Message, Text, Video
+from onsight.engines.torch_engine.families.pictures import as_picture
 from onsight.engines.torch_engine.loading import Checkpoint, read_optional_json
 
 Inputs = dict[str, torch.Tensor]
@@ -52,7 +53,7 @@ class Reference:
                 turns, chat_template=template, tokenize=False, add_generation_prompt=True
             )
         )
-        pictures = [_picture(image) for message in messages for image in message.images]
+        pictures = [as_picture(image) for message in messages for image in message.images]
         inputs = self.read(text, pictures)
         first, _ = self._generate(inputs, 1, banned)
         whole, made = self._generate(inputs, count, banned)
@@ -203,7 +204,3 @@ def _content(part: Text | Image | Video) -> dict[str, str]:
             return {"type": "image"}
         case Video():
             raise ValueError("the reference is asked about pictures and text alone")
-
-
-def _picture(image: Image) -> PIL.Image.Image:
-    return PIL.Image.frombytes("RGB", (image.width, image.height), image.pixels)

@@ -60,6 +60,10 @@ class Vocabulary:
         found: int | None = self._full.token_to_id(token)
         return found
 
+    def those_of(self, *tokens: str) -> frozenset[int]:
+        """The ids of such of these tokens as there are."""
+        return frozenset(found for token in tokens if (found := self.find(token)) is not None)
+
     def require(self, token: str) -> int:
         """The id of a token that the family cannot do without. Raises StartError."""
         found = self.find(token)

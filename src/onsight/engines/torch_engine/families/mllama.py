@@ -5,10 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-import PIL.Image
 import torch
 from torch import nn
-from transformers.initialization import no_init_weights
 from transformers.models.mllama.configuration_mllama import MllamaConfig
 from transformers.models.mllama.image_processing_pil_mllama import (
     MllamaImageProcessorPil,
@@ -25,14 +23,15 @@ from transformers.models.mllama.processing_mllama import (
     get_cross_attention_token_mask,
 )
 
-from onsight.core.errors import InvalidRequest, Unsupported
+from onsight.core.errors import InvalidRequest
 from onsight.core.geometry import Size
 from onsight.core.messages import Image
 from onsight.engines.torch_engine.families.decoder import Decoder
 from onsight.engines.torch_engine.families.fused import FusedLayer, signed
 from onsight.engines.torch_engine.families.key_values import CrossShape, KeyValues, KeyValueShape, Sight
+from onsight.engines.torch_engine.families.pictures import as_picture, refuse_pixel_bounds
 from onsight.engines.torch_engine.families.product import product, store_in_blocks
-from onsight.engines.torch_engine.loading import Checkpoint, image_settings, load_weights, read_json
+from onsight.engines.torch_engine.loading import Checkpoint, empty_model, image_settings, load_weights, read_json
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
@@ -124,10 +123,7 @@ class Mllama:
         """Load the model. Raises StartError."""
         folder = checkpoint.folder
         config = MllamaConfig.from_dict(read_json(folder / "config.json"))
-        with no_init_weights(), torch.device(checkpoint.device):
-            model = MllamaForConditionalGeneration._from_config(
-                config, dtype=checkpoint.dtype, attn_implementation="sdpa"
-            ).eval()
+        model = empty_model(MllamaForConditionalGeneration, config, checkpoint)
         load_weights(model, checkpoint, _rename)
         self._vision = model.model.vision_model
         store_in_blocks(self._vision)
@@ -147,18 +143,12 @@ class Mllama:
         self.context_tokens = int(text.max_position_embeddings)
         self._image_id = vocabulary.require(_IMAGE)
         self.media_token_ids = frozenset({self._image_id})
-        ends = (vocabulary.find(token) for token in _ENDS)
-        self.end_token_ids = frozenset(token for token in ends if token is not None)
+        self.end_token_ids = vocabulary.those_of(*_ENDS)
 
     def plan(self, image: Image, among: int = 1) -> ImagePlan:
         """See `Family.plan`."""
         options = image.options
-        for name, value in (("min_pixels", options.min_pixels), ("max_pixels", options.max_pixels)):
-            if value is not None:
-                raise Unsupported(
-                    f"{name} is {value}, but this model sees tiles of one size; use detail 'low' or 'high' instead",
-                    param=f"messages.image_url.{name}",
-                )
+        refuse_pixel_bounds(options, "tiles")
         tile = int(self._processor.size["height"])
         most = 1 if options.detail == "low" else self._tiles
         height, width = get_optimal_tiled_canvas(image.height, image.width, most, tile)
@@ -171,7 +161,7 @@ class Mllama:
     def prepare(self, plan: ImagePlan) -> Pixels:
         """See `Family.prepare`; the values are [tiles, 3, tile, tile], zero past the picture's own tiles."""
         image = plan.image
-        picture = PIL.Image.frombytes("RGB", (image.width, image.height), image.pixels)
+        picture = as_picture(image)
         made = self._processor(images=[[picture]], max_image_tiles=plan.settings[0], return_tensors="pt")
         tiles, (rows, columns) = int(made["num_tiles"][0][0]), plan.grid
         if tiles != rows * columns:

@@ -6,20 +6,20 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import PIL.Image
 import torch
 from transformers.initialization import no_init_weights
 from transformers.models.clip.configuration_clip import CLIPVisionConfig
 from transformers.models.phi3.configuration_phi3 import Phi3Config
 from transformers.models.phi3.modeling_phi3 import Phi3ForCausalLM
 
-from onsight.core.errors import InvalidMedia, StartError, Unsupported
+from onsight.core.errors import InvalidMedia, StartError
 from onsight.core.geometry import Size
 from onsight.core.messages import Image
 from onsight.engines.torch_engine.families.decoder import Decoder
 from onsight.engines.torch_engine.families.key_values import KeyValueShape
 from onsight.engines.torch_engine.families.long_rope import LONG, LongRope
 from onsight.engines.torch_engine.families.phi3_images import Fit, ImageEmbedding, cut, fit
+from onsight.engines.torch_engine.families.pictures import as_picture, refuse_pixel_bounds
 from onsight.engines.torch_engine.families.product import store_in_blocks
 from onsight.engines.torch_engine.loading import Checkpoint, JsonObject, image_settings, load_weights, read_json
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
@@ -89,18 +89,12 @@ class Phi3Vision:
         self._deviation = _three(folder, settings.get("image_std", _DEVIATION))
         self.image_token_id = vocabulary.require(_IMAGE)
         self.media_token_ids = frozenset({self.image_token_id})
-        ends = (vocabulary.find(token) for token in ("<|end|>", "<|endoftext|>"))
-        self.end_token_ids = frozenset(token for token in ends if token is not None)
+        self.end_token_ids = vocabulary.those_of("<|end|>", "<|endoftext|>")
 
     def plan(self, image: Image, among: int = 1) -> ImagePlan:
         """See `Family.plan`."""
         options = image.options
-        for name, value in (("min_pixels", options.min_pixels), ("max_pixels", options.max_pixels)):
-            if value is not None:
-                raise Unsupported(
-                    f"{name} is {value}, but this model sees crops of one size; use detail 'low' or 'high' instead",
-                    param=f"messages.image_url.{name}",
-                )
+        refuse_pixel_bounds(options, "crops")
         most = {"low": _LOW, "high": _FINE, "auto": _FINE if among == 1 else _COARSE}[options.detail]
         size = fit(image.width, image.height, most, self._images.crop)
         if not (size.rows and size.columns):
@@ -117,7 +111,7 @@ class Phi3Vision:
     def prepare(self, plan: ImagePlan) -> Pixels:
         """See `Family.prepare`; the values are [1 + crops, 3, crop, crop]."""
         image = plan.image
-        picture = PIL.Image.frombytes("RGB", (image.width, image.height), image.pixels)
+        picture = as_picture(image)
         _, crop, width, height = plan.settings
         return Pixels(plan, cut(picture, Fit(width, height, *plan.grid), crop, self._mean, self._deviation))
 

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import PIL.Image
 import torch
 from torch import nn
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -14,6 +13,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from onsight.core.errors import InvalidRequest
 from onsight.core.geometry import Size
 from onsight.core.messages import DEFAULT_IMAGE_OPTIONS, Image, ImageOptions
+from onsight.engines.torch_engine.families.pictures import as_picture
 from onsight.engines.torch_engine.families.qwen_sizes import check_stretch, resized
 from onsight.engines.torch_engine.loading import image_settings
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Plan, Prompt, VideoPlan
@@ -100,7 +100,7 @@ class QwenImages:
     def prepare(self, plan: ImagePlan) -> Pixels:
         """See `Family.prepare`; the values are [patches, 3 * 2 * patch * patch]."""
         image = plan.image
-        picture = PIL.Image.frombytes("RGB", (image.width, image.height), image.pixels)
+        picture = as_picture(image)
         least, most = plan.settings
         made = self._processor(
             images=[picture], size={"shortest_edge": least, "longest_edge": most}, return_tensors="pt"

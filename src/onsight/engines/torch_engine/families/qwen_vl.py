@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from transformers.initialization import no_init_weights
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
@@ -16,7 +15,7 @@ from onsight.engines.torch_engine.families.key_values import KeyValueShape
 from onsight.engines.torch_engine.families.product import store_in_blocks
 from onsight.engines.torch_engine.families.qwen_images import IMAGE, QwenImages, encode
 from onsight.engines.torch_engine.families.qwen_video import QwenVideo
-from onsight.engines.torch_engine.loading import Checkpoint, load_weights, read_json
+from onsight.engines.torch_engine.loading import Checkpoint, empty_model, load_weights, read_json
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Plan, Prompt, VideoPlan
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
@@ -32,10 +31,7 @@ class QwenVL:
         folder = checkpoint.folder
         config = read_config(checkpoint)
         text = config.text_config
-        with no_init_weights(), torch.device(checkpoint.device):
-            model = Qwen2_5_VLForConditionalGeneration._from_config(
-                config, dtype=checkpoint.dtype, attn_implementation="sdpa"
-            ).eval()
+        model = empty_model(Qwen2_5_VLForConditionalGeneration, config, checkpoint)
         if config.tie_word_embeddings:
             model.lm_head.weight = model.model.language_model.embed_tokens.weight
         load_weights(model, checkpoint, _rename)
@@ -50,12 +46,9 @@ class QwenVL:
         self._images = QwenImages(folder, self.image_token_id)
         seconds = float(config.vision_config.tokens_per_second)
         self.watcher = QwenVideo(folder, vocabulary, self._images.patch, self._images.merge, seconds)
-        media = (vocabulary.find(token) for token in ("<|vision_start|>", "<|vision_end|>"))
-        self.media_token_ids = frozenset(
-            {self.image_token_id, self.watcher.token_id, *(token for token in media if token is not None)}
-        )
-        ends = (vocabulary.find(token) for token in ("<|im_end|>", "<|endoftext|>"))
-        self.end_token_ids = frozenset(token for token in ends if token is not None)
+        borders = vocabulary.those_of("<|vision_start|>", "<|vision_end|>")
+        self.media_token_ids = borders | {self.image_token_id, self.watcher.token_id}
+        self.end_token_ids = vocabulary.those_of("<|im_end|>", "<|endoftext|>")
 
     def plan(self, image: Image, among: int = 1) -> ImagePlan:
         """See `Family.plan`."""

@@ -6,22 +6,20 @@ import hashlib
 import math
 from collections.abc import Sequence
 
-import PIL.Image
 import torch
-from transformers.initialization import no_init_weights
 from transformers.models.smolvlm.configuration_smolvlm import SmolVLMConfig
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 from transformers.models.smolvlm.modeling_smolvlm import SmolVLMForConditionalGeneration
 
-from onsight.core.errors import Unsupported
 from onsight.core.geometry import Size
 from onsight.core.messages import Image
 from onsight.engines.torch_engine.families.decoder import Decoder
 from onsight.engines.torch_engine.families.frames import fit_longest
 from onsight.engines.torch_engine.families.key_values import KeyValueShape
+from onsight.engines.torch_engine.families.pictures import as_picture, refuse_pixel_bounds
 from onsight.engines.torch_engine.families.product import store_in_blocks
 from onsight.engines.torch_engine.families.smolvlm_video import SmolVLMVideo
-from onsight.engines.torch_engine.loading import Checkpoint, image_settings, load_weights, read_json
+from onsight.engines.torch_engine.loading import Checkpoint, empty_model, image_settings, load_weights, read_json
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt, VideoPlan
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
@@ -47,10 +45,7 @@ class SmolVLM:
         """Load the model. Raises StartError."""
         folder = checkpoint.folder
         config = SmolVLMConfig.from_dict(read_json(folder / "config.json"))
-        with no_init_weights(), torch.device(checkpoint.device):
-            model = SmolVLMForConditionalGeneration._from_config(
-                config, dtype=checkpoint.dtype, attn_implementation="sdpa"
-            ).eval()
+        model = empty_model(SmolVLMForConditionalGeneration, config, checkpoint)
         if config.tie_word_embeddings:
             model.lm_head.weight = model.model.text_model.embed_tokens.weight
         load_weights(model, checkpoint, lambda name: name)
@@ -72,21 +67,15 @@ class SmolVLM:
         self.image_token_id = vocabulary.require(_IMAGE)
         view = f"{_BORDER}{_GLOBAL}{_IMAGE * self._features_per_tile}{_BORDER}"
         self.watcher = SmolVLMVideo(folder, vocabulary, self.image_token_id, view)
-        others = (vocabulary.find(token) for token in (_BORDER, _GLOBAL, self.watcher.words.text))
-        self.media_token_ids = frozenset({self.image_token_id, *(token for token in others if token is not None)})
-        end = vocabulary.find("<end_of_utterance>")
-        self.end_token_ids = frozenset() if end is None else frozenset({end})
+        others = vocabulary.those_of(_BORDER, _GLOBAL, self.watcher.words.text)
+        self.media_token_ids = others | {self.image_token_id}
+        self.end_token_ids = vocabulary.those_of("<end_of_utterance>")
         self._blocks: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def plan(self, image: Image, among: int = 1) -> ImagePlan:
         """See `Family.plan`."""
         options = image.options
-        for name, value in (("min_pixels", options.min_pixels), ("max_pixels", options.max_pixels)):
-            if value is not None:
-                raise Unsupported(
-                    f"{name} is {value}, but this model sees tiles of one size; use detail 'low' or 'high' instead",
-                    param=f"messages.image_url.{name}",
-                )
+        refuse_pixel_bounds(options, "tiles")
         split = bool(self._processor.do_image_splitting) and options.detail != "low"
         grid = self._grid(image) if split else (0, 0)
         settings = (int(split), self._tile, int(self._processor.size["longest_edge"]))
@@ -132,7 +121,7 @@ class SmolVLM:
     def prepare(self, plan: ImagePlan) -> Pixels:
         """See `Family.prepare`; the values are [tiles, 3, tile, tile]."""
         image = plan.image
-        picture = PIL.Image.frombytes("RGB", (image.width, image.height), image.pixels)
+        picture = as_picture(image)
         made = self._processor(images=[picture], do_image_splitting=bool(plan.settings[0]), return_tensors="pt")
         grid = (made["rows"][0][0], made["cols"][0][0])
         if grid != plan.grid:
