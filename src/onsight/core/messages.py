@@ -11,7 +11,9 @@ import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["system", "user", "assistant"]
+from onsight.core.tools import ToolCall
+
+Role = Literal["system", "user", "assistant", "tool"]
 Detail = Literal["auto", "low", "high"]
 
 
@@ -78,18 +80,23 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A message as a client wrote it; its pictures are not fetched yet."""
+    """A message as a client wrote it; its pictures are not fetched yet.
+
+    Calls stand in an assistant's message; `call_id` names the call that a tool's message answers.
+    """
 
     role: Role
-    parts: tuple[Text | ImageRef, ...]
+    parts: tuple[Text | ImageRef | ToolCall, ...]
+    call_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message as an engine reads it; parts keep the client's order."""
+    """A message as an engine reads it; parts keep the client's order. See `Draft`."""
 
     role: Role
-    parts: tuple[Text | Image, ...]
+    parts: tuple[Text | Image | ToolCall, ...]
+    call_id: str | None = None
 
     @property
     def images(self) -> tuple[Image, ...]:

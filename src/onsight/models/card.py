@@ -16,7 +16,7 @@ from onsight.core.errors import StartError
 from onsight.core.geometry import Convention
 from onsight.models.hub import adapter_base, locate_base
 
-Capability = Literal["chat", "caption", "ocr", "locate", "describe", "embed"]
+Capability = Literal["chat", "tools", "caption", "ocr", "locate", "describe", "embed"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,9 +17,11 @@ from onsight.core.generation import (
     Sampling,
     TextDelta,
     TokenLogprob,
+    ToolCallDelta,
     Usage,
 )
 from onsight.core.messages import Draft, Image, ImageRef, Message
+from onsight.core.tools import ToolCall, ToolUse
 from onsight.media.door import MediaDoor
 from onsight.tasks.admission import Admission
 from onsight.tasks.record import UNFORESEEN, Bookkeeper, Record
@@ -37,6 +39,7 @@ class ChatCall:
     n: int = 1
     request_id: str = ""
     task: str = "chat"
+    tools: ToolUse | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ class Answer:
     logprobs: tuple[TokenLogprob, ...]
     reason: FinishReason
     usage: Usage
+    calls: tuple[ToolCall, ...] = ()
 
 
 class Chat:
@@ -78,7 +82,7 @@ class Chat:
         try:
             _check(call, loaded)
             with self._admission.place(call.n):
-                request = GenerateRequest(await self._open(call.drafts, record), call.sampling, call.schema)
+                request = GenerateRequest(await self._open(call.drafts, record), call.sampling, call.schema, call.tools)
                 async with aclosing(_choices(loaded, request, call.n)) as events:
                     async for choice in events:
                         record.token()
@@ -107,13 +111,15 @@ class Chat:
 
 def _message(draft: Draft, images: Iterator[Image]) -> Message:
     """`draft` with each picture reference replaced by the next opened picture."""
-    return Message(draft.role, tuple(next(images) if isinstance(part, ImageRef) else part for part in draft.parts))
+    parts = tuple(next(images) if isinstance(part, ImageRef) else part for part in draft.parts)
+    return Message(draft.role, parts, draft.call_id)
 
 
 async def collect(events: AsyncGenerator[ChoiceEvent, None], n: int = 1) -> list[Answer]:
     """Fold a stream into its `n` answers, in order of index: a plain answer is the stream, collected."""
     texts: list[list[str]] = [[] for _ in range(n)]
     logprobs: list[list[TokenLogprob]] = [[] for _ in range(n)]
+    calls: list[list[ToolCall]] = [[] for _ in range(n)]
     ends: dict[int, Finished] = {}
     async with aclosing(events):
         async for choice in events:
@@ -121,9 +127,21 @@ async def collect(events: AsyncGenerator[ChoiceEvent, None], n: int = 1) -> list
                 case TextDelta(text, tokens):
                     texts[choice.index].append(text)
                     logprobs[choice.index].extend(tokens)
+                case ToolCallDelta() as piece:
+                    _add(piece, calls[choice.index])
                 case Finished() as end:
                     ends[choice.index] = end
-    return [Answer("".join(texts[i]), tuple(logprobs[i]), ends[i].reason, ends[i].usage) for i in range(n)]
+    return [
+        Answer("".join(texts[i]), tuple(logprobs[i]), ends[i].reason, ends[i].usage, tuple(calls[i])) for i in range(n)
+    ]
+
+
+def _add(piece: ToolCallDelta, calls: list[ToolCall]) -> None:
+    """Take the next piece of a choice's calls; the first one of each call has its id and name."""
+    if piece.id is not None and piece.name is not None:
+        calls.append(ToolCall(piece.id, piece.name, piece.arguments))
+    else:
+        calls[piece.index] = replace(calls[piece.index], arguments=calls[piece.index].arguments + piece.arguments)
 
 
 async def _choices(loaded: Loaded, request: GenerateRequest, n: int) -> AsyncGenerator[ChoiceEvent, None]:
@@ -192,8 +210,29 @@ def _check(call: ChatCall, loaded: Loaded) -> None:
             raise InvalidRequest(
                 "a system message cannot hold a picture; put it into a user message", param=f"messages.{index}.content"
             )
-    if call.drafts[-1].role != "user":
+    if call.drafts[-1].role not in ("user", "tool"):
         raise InvalidRequest(
-            f"the last message is from {call.drafts[-1].role!r}; it must be from 'user'",
+            f"the last message is from {call.drafts[-1].role!r}; it must be from 'user' or 'tool'",
             param=f"messages.{len(call.drafts) - 1}",
+        )
+    _check_tools(call, loaded)
+
+
+def _check_tools(call: ChatCall, loaded: Loaded) -> None:
+    """Refuse tools that the model cannot call, and results of calls that nobody made."""
+    asked: set[str] = set()
+    used = False
+    for index, draft in enumerate(call.drafts):
+        made = [part.id for part in draft.parts if isinstance(part, ToolCall)]
+        asked.update(made)
+        used = used or bool(made) or draft.role == "tool"
+        if draft.role == "tool" and draft.call_id not in asked:
+            raise InvalidRequest(
+                f"no message before this one calls a tool with id {draft.call_id!r}",
+                param=f"messages.{index}.tool_call_id",
+            )
+    if (used or call.tools is not None) and "tools" not in loaded.card.capabilities:
+        raise Unsupported(
+            f"model {loaded.name!r} does not call tools; it offers {', '.join(loaded.card.capabilities)}",
+            param="messages" if call.tools is None else "tools",
         )

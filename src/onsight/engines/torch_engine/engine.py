@@ -147,12 +147,14 @@ class TorchEngine:
         self._live.add(sequence)
         loop.submit(sequence)
         event: Event | RequestError | None = None
+        reader = sequence.reader
         try:
             while not isinstance(event, Finished):
                 event = await sequence.mailbox.get()
                 if isinstance(event, RequestError):
                     raise event
-                yield event
+                for told in [event] if reader is None else reader.read(event):
+                    yield told
         finally:
             self._live.discard(sequence)
             if not isinstance(event, Finished | RequestError):
@@ -226,7 +228,7 @@ class TorchEngine:
         features = FeatureCache(settings.image_cache_bytes)
         ends = end_token_ids(folder, vocabulary) | family.end_token_ids
         grammars = GrammarCompiler(vocabulary, decoder.vocab_rows, sorted(ends))
-        template = ChatTemplate(folder, family.image_text, family.chat_template)
+        template = ChatTemplate(folder, family.image_text, family.chat_template, family.tool_syntax)
         cores = Cores(device, decoder.layer_weights)
         runner = Runner(family, cache, cores)
         with torch.inference_mode():

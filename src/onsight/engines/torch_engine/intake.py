@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from onsight.core.errors import ContextTooLong, InvalidRequest
+from onsight.core.errors import ContextTooLong, InvalidRequest, Unsupported
 from onsight.core.generation import GenerateRequest
 from onsight.engines.torch_engine.chat_template import ChatTemplate
 from onsight.engines.torch_engine.detokenizer import TextStream
 from onsight.engines.torch_engine.families.family import Family
 from onsight.engines.torch_engine.feature_cache import FeatureCache
-from onsight.engines.torch_engine.grammar import GrammarCompiler
+from onsight.engines.torch_engine.grammar import Grammar, GrammarCompiler
 from onsight.engines.torch_engine.prompt import Pixels, Prompt, lay_out
 from onsight.engines.torch_engine.sequence import Sequence
+from onsight.engines.torch_engine.tool_calls import CallReader
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
 
@@ -37,11 +38,31 @@ class Intake:
         """Make the sequence. Raises InvalidRequest, Unsupported or ContextTooLong, before any pixel is touched."""
         images = [image for message in request.messages for image in message.images]
         plans = [self._family.plan(image, len(images)) for image in images]
-        prompt = lay_out(request.messages, self._template, self._vocabulary, plans, self._family.image_token_id)
+        tools = request.tools
+        offered = () if tools is None else tools.tools
+        image_token_id = self._family.image_token_id
+        prompt = lay_out(request.messages, self._template, self._vocabulary, plans, image_token_id, offered)
         limit = self._limit(prompt, request.sampling.max_tokens)
-        grammar = None if request.schema is None else self._grammars.compile(request.schema)
+        grammar = self._grammar(request)
         self._family.place(prompt)
-        return Sequence(prompt, request.sampling, limit, TextStream(self._vocabulary, request.sampling.stop), grammar)
+        if tools is None:
+            text, reader = TextStream(self._vocabulary, request.sampling.stop), None
+        else:
+            syntax = self._family.tool_syntax
+            text, reader = TextStream(self._vocabulary, request.sampling.stop, syntax.opens), CallReader(syntax)
+        return Sequence(prompt, request.sampling, limit, text, grammar, reader)
+
+    def _grammar(self, request: GenerateRequest) -> Grammar | None:
+        """What the answer must keep to, if anything."""
+        tools, syntax = request.tools, self._family.tool_syntax
+        if tools is None:
+            return None if request.schema is None else self._grammars.compile(request.schema)
+        if tools.parallel and not syntax.parallel:
+            raise Unsupported(
+                "this model makes one call an answer; leave parallel_tool_calls out or send false",
+                param="parallel_tool_calls",
+            )
+        return self._grammars.compile_calls(tools, syntax, request.schema)
 
     def look(self, prompt: Prompt) -> None:
         """Find each picture's features, or prepare its pixels; a picture that comes twice is prepared once."""

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 import torch
 
 from onsight.core.messages import Image, Message, Text
-from onsight.engines.torch_engine.chat_template import ChatTemplate, Piece
+from onsight.core.tools import Tool
+from onsight.engines.torch_engine.chat_template import ChatTemplate
+from onsight.engines.torch_engine.turns import Piece
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
 
@@ -85,9 +87,10 @@ def lay_out(
     vocabulary: Vocabulary,
     plans: Sequence[ImagePlan],
     image_token_id: int | None,
+    tools: Sequence[Tool] = (),
 ) -> Prompt:
     """The prompt for `messages`, whose pictures are planned in order; positions are the family's to add."""
-    return write(template.render(messages), vocabulary, plans, image_token_id)
+    return write(template.render(messages, tools), vocabulary, plans, image_token_id)
 
 
 def write(

@@ -10,6 +10,7 @@ import torch
 from onsight.core.messages import Image
 from onsight.engines.torch_engine.families.decoder import Decoder
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
+from onsight.engines.torch_engine.tool_syntax import ToolSyntax
 
 
 class Family(Protocol):
@@ -34,6 +35,11 @@ class Family(Protocol):
     @property
     def chat_template(self) -> str | None:
         """The family's own template (Jinja), where a checkpoint's is not to be followed; None follows it."""
+        ...
+
+    @property
+    def tool_syntax(self) -> ToolSyntax:
+        """How its models are told of tools and write calls."""
         ...
 
     @property

@@ -32,6 +32,7 @@ from onsight.engines.torch_engine.families.key_values import CrossShape, KeyValu
 from onsight.engines.torch_engine.families.product import product, store_in_blocks
 from onsight.engines.torch_engine.loading import Checkpoint, image_settings, load_weights, read_json
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
+from onsight.engines.torch_engine.tool_syntax import PLAIN
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
 _IMAGE = "<|image|>"
@@ -116,6 +117,7 @@ class Mllama:
     image_text = _IMAGE
     image_token_id = None
     chat_template = _TEMPLATE
+    tool_syntax = PLAIN
 
     def __init__(self, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
         """Load the model. Raises StartError."""
