@@ -32,7 +32,7 @@ CARD = ModelCard(
     family="fake",
     licence="Apache-2.0",
     description="No model at all.",
-    capabilities=("chat",),
+    capabilities=("chat", "tools"),
     convention="0..1000",
 )
 
@@ -111,6 +111,7 @@ def build() -> Iterator[Callable[..., Bench]]:
         *,
         engine: ChatEngine | None = None,
         places: int = 8,
+        card: ModelCard = CARD,
         names: tuple[str, ...] = ("fake", "org/fake-2B"),
         **settings: object,
     ) -> Bench:
@@ -119,7 +120,7 @@ def build() -> Iterator[Callable[..., Bench]]:
             # Starting a fake engine waits for nothing, so that no event loop is needed.
             with suppress(StopIteration):
                 engine.start().send(None)
-        roster = Roster([Loaded(names, CARD, engine, 1_700_000_000)])
+        roster = Roster([Loaded(names, card, engine, 1_700_000_000)])
         admission = Admission(places)
         metrics = Metrics(roster, admission)
         door = NotedDoor()

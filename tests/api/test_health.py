@@ -98,7 +98,7 @@ async def test_a_model_is_shown_with_its_cards_facts(bench: Bench) -> None:
         "description": "No model at all.",
         "family": "fake",
         "licence": "Apache-2.0",
-        "capabilities": ["chat"],
+        "capabilities": ["chat", "tools"],
         "convention": "0..1000",
         "context_tokens": 4096,
     }

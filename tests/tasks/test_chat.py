@@ -20,7 +20,7 @@ from onsight.tasks.chat import Chat, ChatCall, collect
 from onsight.tasks.record import Record
 from onsight.tasks.roster import Loaded, Roster
 
-CARD = ModelCard("fake", "Fake", "fake", "Apache-2.0", "no model", ("chat",))
+CARD = ModelCard("fake", "Fake", "fake", "Apache-2.0", "no model", ("chat", "tools"))
 
 
 class CountingDoor(MediaDoor):

@@ -24,6 +24,9 @@ from onsight.api.health import About, Health, HealthRoutes, Ready
 from onsight.api.openai.answers import ChatCompletion, ChatCompletionChunk
 from onsight.api.openai.chat import ChatRoute
 from onsight.api.openai.models import ModelList, ModelObject, ModelRoutes
+from onsight.api.openai.responses import ResponsesRoute
+from onsight.api.openai.responses_answers import ResponseEvent, ResponseObject
+from onsight.api.openai.responses_wire import ResponsesRequest
 from onsight.api.openai.wire import ChatRequest
 from onsight.api.services import ApiSettings, Services
 
@@ -87,13 +90,18 @@ class _Application(FastAPI):
         return self.openapi_schema
 
 
-BODIES: tuple[type[BaseModel], ...] = (ChatRequest, ChatCompletionChunk)
+BODIES: tuple[type[BaseModel], ...] = (ChatRequest, ChatCompletionChunk, ResponsesRequest, ResponseEvent)
 """What routes read or stream by themselves, for the description."""
 
 
 def _reads(body: type[BaseModel]) -> dict[str, Any]:
     """The description of a route that reads a JSON `body` by itself."""
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": _reference(body)}}}}
+
+
+def _streams(event: type[BaseModel]) -> dict[str, Any]:
+    """The description of a route that may answer with a stream of `event`s."""
+    return {"content": {"text/event-stream": {"schema": _reference(event)}}}
 
 
 def _reference(model: type[BaseModel]) -> Mapping[str, str]:
@@ -103,15 +111,23 @@ def _reference(model: type[BaseModel]) -> Mapping[str, str]:
 def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> HealthRoutes:
     chat, models = ChatRoute(services, settings), ModelRoutes(services)
     health, docs = HealthRoutes(services), DocsRoutes(app)
-    streamed = {"content": {"text/event-stream": {"schema": _reference(ChatCompletionChunk)}}}
     app.add_api_route(
         "/v1/chat/completions",
         chat.answer,
         methods=["POST"],
         summary="Chat about pictures and text",
         tags=["OpenAI"],
-        responses={200: {"model": ChatCompletion, **streamed}},
+        responses={200: {"model": ChatCompletion, **_streams(ChatCompletionChunk)}},
         openapi_extra=_reads(ChatRequest),
+    )
+    app.add_api_route(
+        "/v1/responses",
+        ResponsesRoute(services, settings).answer,
+        methods=["POST"],
+        summary="Answer items of text, pictures and calls",
+        tags=["OpenAI"],
+        responses={200: {"model": ResponseObject, **_streams(ResponseEvent)}},
+        openapi_extra=_reads(ResponsesRequest),
     )
     app.add_api_route("/v1/models", models.list, response_model=ModelList, summary="List the models", tags=["OpenAI"])
     app.add_api_route(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from onsight.api.openai.tools import FunctionChoice, to_use
 from onsight.api.openai.wire import (
     ChatMessage,
     ChatRequest,
@@ -19,6 +20,7 @@ from onsight.api.openai.wire import (
 from onsight.api.services import ApiSettings
 from onsight.core.generation import Sampling
 from onsight.core.messages import Draft, ImageOptions, ImageRef, Text
+from onsight.core.tools import ToolCall, ToolUse
 from onsight.tasks.chat import ChatCall
 
 
@@ -31,12 +33,24 @@ def to_call(request: ChatRequest, settings: ApiSettings, request_id: str) -> Cha
         schema=_schema(request),
         n=request.n or 1,
         request_id=request_id,
+        tools=_tools(request),
     )
 
 
 def _draft(message: ChatMessage, place: str) -> Draft:
     role = "system" if message.role == "developer" else message.role
-    return Draft(role, tuple(_part(part, f"{place}.content.{index}") for index, part in enumerate(message.content)))
+    parts = tuple(_part(part, f"{place}.content.{index}") for index, part in enumerate(message.content))
+    made = message.tool_calls or ()
+    calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in made)
+    return Draft(role, parts + calls, message.tool_call_id)
+
+
+def _tools(request: ChatRequest) -> ToolUse | None:
+    functions = [tool.function for tool in request.tools or ()]
+    choice = request.tool_choice
+    named = isinstance(choice, FunctionChoice)
+    name = choice.function.name if isinstance(choice, FunctionChoice) else choice
+    return to_use(functions, "function.", name, named, request.parallel_tool_calls)
 
 
 def _part(part: Part, place: str) -> Text | ImageRef:

@@ -5,42 +5,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from onsight.api.json_body import PART
+from onsight.api.openai.strict import Strict as _Strict
+from onsight.api.openai.strict import never as _never
+from onsight.api.openai.strict import only as _only
+from onsight.api.openai.strict import wrong as _wrong
+from onsight.api.openai.tools import ChatToolChoice, FunctionTool, MessageToolCall
 
-
-def _only(why: str, *allowed: object) -> BeforeValidator:
-    """Lets null and `allowed` pass and refuses every other value, with the field's name and `why`."""
-
-    def check(value: object) -> object:
-        if value is None or any(type(value) is type(item) and value == item for item in allowed):
-            return value
-        raise PydanticCustomError("unsupported", "{why}", {"why": why})
-
-    return BeforeValidator(check)
-
-
-def _never(why: str) -> tuple[BeforeValidator, FieldInfo]:
-    """Lets only null pass, and says so in the description."""
-    return _only(why), Field(description=f"Not offered: {why}.")
-
-
-def _wrong(field: str, why: str) -> PydanticCustomError:
-    """A fault in `field` of the object at hand."""
-    return PydanticCustomError("wrong", "{why}", {"why": why, "field": field})
-
-
-_NO_TOOLS = "tool calls are not offered"
+_OLD_CALLS = "send tools, and answer calls by messages from 'tool'"
 _TEXT_ONLY = "answers are text only"
-
-
-class _Strict(BaseModel):
-    """Refuses unknown fields, and texts where numbers belong."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class ImageUrl(_Strict):
@@ -121,8 +97,8 @@ Part = Annotated[
 
 
 def _check_role(role: object) -> object:
-    if role in ("tool", "function"):
-        raise PydanticCustomError("unsupported", "{why}", {"why": _NO_TOOLS, "value": role})
+    if role == "function":
+        raise PydanticCustomError("unsupported", "{why}", {"why": _OLD_CALLS, "value": role})
     return role
 
 
@@ -137,9 +113,12 @@ def _check_content(content: object) -> object:
 
 
 class ChatMessage(_Strict):
-    """One turn. Pictures belong to the user's turns; `developer` is another word for `system`."""
+    """One turn. Pictures belong to the user's turns; `developer` is another word for `system`.
 
-    role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_check_role)]
+    An assistant's turn may hold calls, with content or without; a tool's turn answers the one of `tool_call_id`.
+    """
+
+    role: Annotated[Literal["system", "developer", "user", "assistant", "tool"], BeforeValidator(_check_role)]
     content: Annotated[
         list[Part],
         Field(fail_fast=True),
@@ -151,11 +130,26 @@ class ChatMessage(_Strict):
     refusal: Annotated[None, *_never(_TEXT_ONLY)] = None
     annotations: Annotated[None, *_never(_TEXT_ONLY)] = None
     audio: Annotated[None, *_never(_TEXT_ONLY)] = None
-    function_call: Annotated[None, *_never(_NO_TOOLS)] = None
-    tool_calls: Annotated[None, *_never(_NO_TOOLS)] = None
+    function_call: Annotated[None, *_never(_OLD_CALLS)] = None
+    tool_calls: Annotated[list[MessageToolCall] | None, Field(min_length=1, fail_fast=True)] = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calls_may_stand_alone(cls, value: object) -> object:
+        """A message that calls need not say anything besides."""
+        if isinstance(value, dict) and value.get("tool_calls") and value.get("content") is None:
+            return {**value, "content": ""}
+        return value
 
     @model_validator(mode="after")
     def _fits_its_role(self) -> ChatMessage:
+        if self.tool_calls is not None and self.role != "assistant":
+            raise _wrong("tool_calls", f"a message from {self.role} cannot call; only one from assistant can")
+        if self.role == "tool" and not self.tool_call_id:
+            raise _wrong("tool_call_id", "it is missing; name the call that this message answers")
+        if self.role != "tool" and self.tool_call_id is not None:
+            raise _wrong("tool_call_id", f"a message from {self.role} answers no call; only one from tool does")
         pictures = any(not isinstance(part, TextPart) for part in self.content)
         if pictures and self.role != "user":
             raise _wrong("content", f"a message from {self.role} cannot hold a picture; put it into a user message")
@@ -245,18 +239,13 @@ class _ChangesNothing(_Strict):
     modalities: Annotated[list[Literal["text"]] | None, _only(_TEXT_ONLY, ["text"])] = Field(
         None, description="Changes nothing: answers are text anyway."
     )
-    tool_choice: Annotated[Literal["none"] | None, _only(_NO_TOOLS, "none")] = Field(
-        None, description="Changes nothing: no tool is ever called."
-    )
 
 
 class _NotOffered(_Strict):
     """OpenAI's fields that are refused by name; null is the same as leaving them out."""
 
-    tools: Annotated[None, *_never(_NO_TOOLS)] = None
-    parallel_tool_calls: Annotated[None, *_never(_NO_TOOLS)] = None
-    functions: Annotated[None, *_never(_NO_TOOLS)] = None
-    function_call: Annotated[None, *_never(_NO_TOOLS)] = None
+    functions: Annotated[None, *_never(_OLD_CALLS)] = None
+    function_call: Annotated[None, *_never(_OLD_CALLS)] = None
     audio: Annotated[None, *_never(_TEXT_ONLY)] = None
     prediction: Annotated[None, *_never("answers are not predicted")] = None
     reasoning_effort: Annotated[None, *_never("no model here reasons apart")] = None
@@ -296,6 +285,13 @@ class ChatRequest(_ChangesNothing, _NotOffered):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: Annotated[ResponseFormat | None, BeforeValidator(_check_format)] = None
+    tools: list[FunctionTool] | None = Field(
+        None, min_length=1, max_length=128, fail_fast=True, description="Functions that the model may call."
+    )
+    tool_choice: ChatToolChoice = Field(
+        None, description="auto where there are tools; `none` hides them from the model."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="Left out, it is what the model's family can.")
 
     @model_validator(mode="after")
     def _fields_agree(self) -> ChatRequest:
