@@ -74,9 +74,7 @@ def _drafts(items: list[Item]) -> list[Draft]:
     return drafts
 
 
-def _parts(content: str | list[Content], place: str) -> tuple[Text | ImageRef, ...]:
-    if isinstance(content, str):
-        return (Text(content),)
+def _parts(content: list[Content], place: str) -> tuple[Text | ImageRef, ...]:
     return tuple(
         ImageRef(
             part.image_url,

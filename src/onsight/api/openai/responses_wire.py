@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from onsight.api.json_body import PART
@@ -87,23 +87,41 @@ Content = Annotated[
 ]
 
 
+Contents = Annotated[
+    list[Content],
+    Field(min_length=1, fail_fast=True),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}, mode="validation"),
+]
+
+
+def _spread(item: object, field: str, kind: str) -> object:
+    """The item whose `field`, if that is a text, is a list of one part."""
+    if isinstance(item, dict) and isinstance(item.get(field), str):
+        return {**item, field: [{"type": kind, "text": item[field]}]}
+    return item
+
+
 class MessageItem(Strict):
     """One turn; `developer` is another word for `system`. Pictures belong to the user's turns."""
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Content], Field(min_length=1, fail_fast=True)]
+    content: Contents
     id: ItemId = None
     status: ItemStatus = None
     phase: Annotated[None, *never("answers have one part")] = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_parts(cls, item: object) -> object:
+        said = isinstance(item, dict) and item.get("role") == "assistant"
+        return _spread(item, "content", "output_text" if said else "input_text")
+
     @model_validator(mode="after")
     def _fits_its_role(self) -> MessageItem:
-        if not self.content:
-            if self.role == "user":
-                raise wrong("content", "it is empty; send a text or a picture")
-            return self
-        for index, part in enumerate(() if isinstance(self.content, str) else self.content):
+        if self.role == "user" and not any(isinstance(part, InputImage) or part.text for part in self.content):
+            raise wrong("content", "it is empty; send a text or a picture")
+        for index, part in enumerate(self.content):
             said = isinstance(part, OutputText)
             if said != (self.role == "assistant"):
                 kind = "output_text" if self.role == "assistant" else "input_text"
@@ -120,6 +138,9 @@ class CallItem(Strict):
     call_id: str = Field(min_length=1)
     name: Name
     arguments: Arguments
+    # An answer of ours that an SDK sends back carries these as null.
+    caller: Annotated[None, *never("functions are called by the model alone")] = None
+    namespace: Annotated[None, *never("functions have a name only")] = None
     id: ItemId = None
     status: ItemStatus = None
 
@@ -129,13 +150,18 @@ class ResultItem(Strict):
 
     type: Literal["function_call_output"]
     call_id: str = Field(min_length=1)
-    output: str | Annotated[list[Content], Field(min_length=1, fail_fast=True)]
+    output: Contents
     id: ItemId = None
     status: ItemStatus = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_parts(cls, item: object) -> object:
+        return _spread(item, "output", "input_text")
+
     @model_validator(mode="after")
     def _holds_input(self) -> ResultItem:
-        for index, part in enumerate(() if isinstance(self.output, str) else self.output):
+        for index, part in enumerate(self.output):
             if isinstance(part, OutputText):
                 raise wrong(f"output.{index}.type", "a function's output holds input_text and input_image")
         return self

@@ -101,10 +101,12 @@ class MessageToolCall(Strict):
     function: CalledFunction
 
 
-class FlatTool(Function):
-    """A tool in the form of `/v1/responses`."""
-
+class _Kinded(Strict):
     type: Kind
+
+
+class FlatTool(Function, _Kinded):
+    """A tool in the form of `/v1/responses`."""
 
 
 class FlatChoice(Strict):
