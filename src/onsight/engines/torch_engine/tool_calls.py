@@ -82,8 +82,7 @@ class CallReader:
         return events + self._advance()
 
     def _rest(self) -> list[Event]:
-        """What was held back, once nothing follows: of a call that was cut off, its arguments as far as they came."""
+        """What was held back, once nothing follows. A call that was cut off keeps the arguments that it gave so far:
+        held back is only what looks like its end."""
         held, self._held = self._held, ""
-        if self._inside:
-            return [ToolCallDelta(self._calls - 1, held)] if held else []
         return [] if self._calls or self._opens in held else self._said(held)
