@@ -86,6 +86,16 @@ WRONG = {
         "messages.1.tool_calls.0.function.arguments",
         "JSON object",
     ),
+    "a call whose arguments hold half a character": (
+        {"messages": [*hello(), called(arguments='{"x": "\\ud800"}'), *hello()]},
+        "messages.1.tool_calls.0.function.arguments",
+        "JSON object",
+    ),
+    "a call whose arguments are nested without end": (
+        {"messages": [*hello(), called(arguments='{"x": ' + "[" * 20_000), *hello()]},
+        "messages.1.tool_calls.0.function.arguments",
+        "JSON object",
+    ),
     "a call whose arguments hold no number": (
         {"messages": [*hello(), called(arguments='{"x": NaN}'), *hello()]},
         "messages.1.tool_calls.0.function.arguments",

@@ -26,6 +26,8 @@ def _check_parameters(schema: dict[str, object]) -> dict[str, object]:
 def _check_arguments(text: str) -> str:
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
+        # Half a character, written as an escape, could not be given to any tokenizer.
+        json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
