@@ -66,7 +66,7 @@ class CallReader:
         said = before.removesuffix("\n") if self._calls == 0 else ""
         events: list[Event] = [TextDelta(said)] if said else []
         events.append(ToolCallDelta(self._calls, id=f"call_{uuid.uuid4().hex[:24]}", name=head[1]))
-        self._held, self._inside, self._tokens = after[head.end() :], True, []
+        self._held, self._inside = after[head.end() :], True
         self._calls += 1
         return [*events, *self._arguments()]
 
