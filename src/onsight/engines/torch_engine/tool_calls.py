@@ -31,7 +31,7 @@ class CallReader:
         match event:
             case TextDelta(text, tokens):
                 self._held += text
-                self._tokens += tokens
+                self._tokens += tokens if self._calls == 0 else ()
                 return self._advance()
             case Finished(reason, usage):
                 made = reason == "stop" and self._calls > 0
@@ -71,7 +71,6 @@ class CallReader:
         return [*events, *self._arguments()]
 
     def _arguments(self) -> list[Event]:
-        self._tokens = []
         place = self._held.find(self._ends)
         cut = place if place >= 0 else len(self._held) - overlap(self._held, self._ends)
         piece, self._held = self._held[:cut], self._held[cut:]
