@@ -14,6 +14,7 @@ from onsight.core.messages import Message, Text
 from onsight.core.tools import Tool, ToolCall, ToolChoice, ToolUse
 from onsight.engines.torch_engine.chat_template import ChatTemplate
 from onsight.engines.torch_engine.detokenizer import TextStream
+from onsight.engines.torch_engine.grammar import GrammarCompiler
 from onsight.engines.torch_engine.prompt import lay_out
 from onsight.engines.torch_engine.tool_syntax import HERMES, PLAIN, ToolSyntax
 from onsight.engines.torch_engine.turns import TemplateText
@@ -21,7 +22,7 @@ from onsight.engines.torch_engine.vocabulary import Vocabulary
 from tests.engines.contract import CLICK, WAIT, calling, calls_of, check_call, events_of
 from tests.engines.torch_engine.asking import turn
 from tests.engines.torch_engine.conftest import StartEngine
-from tests.tiny_models import QWEN_TEMPLATE, draw
+from tests.tiny_models import QWEN_TEMPLATE, draw, write_qwen
 
 pytestmark = pytest.mark.model
 
@@ -116,6 +117,36 @@ async def test_calls_keep_to_their_schemas_whatever_the_weights(qwen: Path, star
             # One way to write blanks, so that a model cannot fill its answer with them.
             assert call.arguments == json.dumps(json.loads(call.arguments))
     assert max(counts) > 1
+
+
+@pytest.mark.parametrize("mode", ["required", "auto"])
+async def test_a_marker_that_is_a_token_of_its_own_is_written_as_that_token(
+    mode: str, tmp_path: Path, start: StartEngine
+) -> None:
+    folder = write_qwen(tmp_path, words=("<tool_call>", "</tool_call>"))
+    vocabulary = Vocabulary(folder)
+    opens, closes = (vocabulary.require(word) for word in ("<tool_call>", "</tool_call>"))
+    end = vocabulary.require("<|im_end|>")
+    compiler = GrammarCompiler(vocabulary, vocabulary.size, [end])
+    grammar = compiler.compile_calls(ToolUse((WAIT,), ToolChoice(mode), False), HERMES, None)  # type: ignore[arg-type]
+
+    def may(token: int) -> bool:
+        return bool(grammar.allowed(vocabulary.size)[token])
+
+    assert (may(opens), may(vocabulary.require("<"))) == (True, mode == "auto")
+    for token in (opens, *vocabulary.encode([('\n{"name": "wait", "arguments": {}}\n', False)])):
+        grammar.accept(token)
+    assert (may(closes), may(vocabulary.require("<")), may(end)) == (True, False, False)
+    grammar.accept(closes)
+    assert grammar.complete or may(end)
+
+    engine = await start(folder)
+    for seed in range(4):
+        request = calling("go", mode=mode, seed=seed, parallel=False)
+        events = await events_of(engine, replace(request, sampling=replace(request.sampling, max_tokens=400)))
+        for call in calls_of(events):
+            check_call(call)
+        assert events[-1].reason == "tool_calls" or mode == "auto"
 
 
 async def test_one_call_is_the_end_where_parallel_calls_are_off_or_not_the_familys(

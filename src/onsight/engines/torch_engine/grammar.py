@@ -62,6 +62,7 @@ class GrammarCompiler:
     def __init__(self, vocabulary: Vocabulary, vocab_rows: int, end_token_ids: Sequence[int]) -> None:
         rows = max(vocab_rows, vocabulary.size)
         ends = list(end_token_ids)
+        self._vocabulary = vocabulary
         self._tokenizer = LLTokenizer(str(vocabulary.path), n_vocab=rows, eos_token=ends) if ends else None
         self._lock = threading.Lock()
         self._compiled: OrderedDict[str, Grammar] = OrderedDict()
@@ -103,7 +104,18 @@ class GrammarCompiler:
             self._from_schema(schema, _PARAM)
         for tool in use.tools:
             self._from_schema(tool.parameters, tool.param)
-        return self._build(_call_grammar(use, syntax, schema), "tools")
+        return self._build(_call_grammar(use, syntax, schema, self._marker), "tools")
+
+    def _marker(self, text: str) -> str:
+        """A call's opening or closing word as Lark: the one token that models were trained on, where there is one.
+
+        llguidance takes such tokens for special and never allows them where a grammar has their characters.
+        """
+        token = self._vocabulary.find(text)
+        if self._tokenizer is None or token is None or not self._tokenizer.is_special_token(token):
+            return json.dumps(text)
+        # A token without text could not be read in the answer.
+        return f"<[{token}]>" if self._vocabulary.data(token) == text.encode() else json.dumps(text)
 
     def _build(self, grammar: str, param: str | None) -> LLMatcher:
         if self._tokenizer is None:
@@ -115,26 +127,29 @@ class GrammarCompiler:
         return matcher
 
 
-def _call_grammar(use: ToolUse, syntax: ToolSyntax, schema: str | None) -> str:
+def _call_grammar(use: ToolUse, syntax: ToolSyntax, schema: str | None, marker: Callable[[str], str]) -> str:
     """Lark text for calls in `syntax`; unless a call is required, also for text, alone or before the first call."""
-    opens = json.dumps(syntax.opens)
+    opens, closes = marker(syntax.opens), marker(syntax.closes)
     following = f'("\\n" {opens} call)'
     many = syntax.parallel and use.parallel is not False and use.choice.name is None
     calls = f"call {following}{{0,{_MOST_CALLS - 1}}}" if many else "call"
     names = [f"call_{index}" for index in range(len(use.callable))]
     rules = ["%llguidance {}", f"calls: {calls}", f"call: {' | '.join(names)}"]
-    tail = json.dumps(f"}}\n{syntax.closes}")
+    ends = json.dumps("}\n")
     for name, tool in zip(names, use.callable, strict=True):
         head = json.dumps(f'\n{{"name": {json.dumps(tool.name)}, "arguments": ')
-        rules.append(f"{name}: {head} {name}_arguments {tail}")
+        rules.append(f"{name}: {head} {name}_arguments {ends} {closes}")
         rules.append(f"{name}_arguments: {_json_rule(tool.parameters)}")
     if use.choice.mode == "required":
         return "\n".join([*rules, f"start: {opens} calls"])
     if schema is not None:
         return "\n".join([*rules, f"start: said | {opens} calls", f"said: {_json_rule(schema)}"])
-    marker = re.escape(syntax.opens)
-    said = f"SAID: /(?s:.*)/ & ~/(?s:.*){marker}(?s:.*)/"
-    return "\n".join([*rules, "start: SAID | lead calls", said, f"lead[lazy]: /(?s:.*){marker}/"])
+    word = re.escape(syntax.opens)
+    # Spelled in letters the marker is no text either, so that whoever reads the answer cannot mistake it.
+    said = f"SAID: /(?s:.*)/ & ~/(?s:.*){word}(?s:.*)/"
+    if opens.startswith("<["):
+        return "\n".join([*rules, f"start: SAID | SAID? {opens} calls", said])
+    return "\n".join([*rules, "start: SAID | lead calls", said, f"lead[lazy]: /(?s:.*){word}/"])
 
 
 def _json_rule(schema: str) -> str:
