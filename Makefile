@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?=
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu,)
 
-.PHONY: help install serve test test-slow test-all fidelity check format bench readme openapi clean
+.PHONY: help install serve test test-slow test-all test-anywhere fidelity check format bench readme openapi clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,7 +29,11 @@ test-slow: install ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 test-all: install ## run the default suite and the tests that take minutes
-	$(BIN)/python -m pytest -m 'not gpu and not browser and not ray'
+	$(BIN)/python -m pytest -m 'not gpu and not browser and not ray and not runpod and not deploy'
+
+test-anywhere: install ## run the tests of what is shipped: RunPod's handler, the containers' files, the package
+	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) --constraint constraints.txt --editable '.[dev,runpod,deploy]'
+	$(BIN)/python -m pytest -m 'runpod or deploy'
 
 fidelity: install ## compare every family with its reference; the table goes to docs/results/fidelity.md
 	$(BIN)/python -m tests.engines.fidelity_table

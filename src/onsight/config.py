@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -131,6 +132,28 @@ def load_settings(
         raise StartError(
             "; ".join(_sentence(item["loc"], item["msg"], item["input"]) for item in error.errors())
         ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a RunPod worker is told. `forward_to`: the address of a server that answers in place of the one inside."""
+
+    server: Settings
+    forward_to: str | None
+
+
+def takes_runpod_jobs(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether RunPod hands jobs to this process, by what it sets itself; else one job is answered for a test."""
+    return "RUNPOD_WEBHOOK_GET_JOB" in (os.environ if environment is None else environment)
+
+
+def load_worker_settings(environment: Mapping[str, str] | None = None) -> WorkerSettings:
+    """The server's settings and API_BASE_URL. Raises StartError."""
+    environ = os.environ if environment is None else environment
+    address = environ.get("API_BASE_URL", "").rstrip("/").removesuffix("/v1") or None
+    if address is not None and not address.startswith(("http://", "https://")):
+        raise StartError(f"API_BASE_URL is {address!r}: set it to an address like http://127.0.0.1:8000, or unset it")
+    return WorkerSettings(load_settings({}, environment=environ), address)
 
 
 def let_waiting_threads_sleep() -> None:

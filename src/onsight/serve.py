@@ -10,8 +10,9 @@ import logging
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -141,16 +142,22 @@ def run(settings: Settings) -> None:
     set_up_logging(settings)
     with loading_bar() as progress:
         site = assemble(settings, progress)
-        asyncio.run(_serve(site, settings))
+        asyncio.run(listen_and_serve(site, settings))
 
 
-async def _serve(site: Site, settings: Settings) -> None:
-    """Listen at once, so that /health and /ready can say "loading", and load beside it."""
+async def listen_and_serve(site: Site, settings: Settings, ready: Callable[[str], None] | None = None) -> None:
+    """Listen at once, so that /health and /ready can say "loading", and load beside it.
+
+    `ready` is called with the address when the model is loaded. Raises StartError.
+    """
     began_s = time.monotonic()
     listening = listen_on(settings)
     host, port = listening.getsockname()[:2]
     config = uvicorn.Config(
         site.app,
+        # Named, because uvicorn would take others where they are installed, with other limits.
+        http="h11",
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -169,7 +176,11 @@ async def _serve(site: Site, settings: Settings) -> None:
             gc.freeze()
             names = ", ".join(settings.served_model_name or (settings.model,))
             log.info("ready in %.1f s: %s on http://%s:%d", time.monotonic() - began_s, names, host, port)
-        await serving
+            if ready is not None:
+                ready(f"http://{host}:{port}")
+        # Waited for so that a cancelled caller leaves it running until it is told to stop.
+        await asyncio.wait({serving})
+        serving.result()
     finally:
         server.should_exit = True
         loading.cancel()
@@ -203,7 +214,13 @@ class DrainingServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """In place of uvicorn's, which raises the signal again at the end and so never exits with 0."""
+        """In place of uvicorn's, which raises the signal again at the end and so never exits with 0.
+
+        In a thread beside the main one, signals are the business of whoever started it.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._signalled)

@@ -18,6 +18,7 @@ ALLOWED = {
     "config.py": "the settings file",
     "serve.py": "the listening socket",
     "cli/*.py": "the operator's own files and servers",
+    "hosts/*.py": "the server in this process, or the operator's own",
     "models/card.py": "the cards in the package",
     "models/hub.py": "downloads of weights, and what an adapter says of its base",
     "engines/torch_engine/loading.py": "checkpoints",

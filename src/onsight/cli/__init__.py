@@ -11,6 +11,7 @@ from onsight.cli.chat import chat
 from onsight.cli.models import models
 from onsight.cli.openapi import openapi
 from onsight.cli.options import with_settings
+from onsight.cli.pull import pull
 from onsight.cli.serve import serve
 from onsight.cli.tasks import caption, describe, locate, ocr
 from onsight.cli.verify import verify
@@ -32,6 +33,7 @@ commands.command()(
     )
 )
 commands.command()(with_settings(models, only=("revision", "device", "dtype", "max_num_seqs")))
+commands.command()(with_settings(pull, only=("model", "revision")))
 commands.command()(with_settings(verify, only=("model", "revision", "device", "dtype", "threads")))
 for task in (caption, ocr, locate, describe):
     commands.command()(
