@@ -179,7 +179,8 @@ async def test_a_job_that_is_stopped_frees_its_place() -> None:
         # The only place in the queue: this one is answered when the first has given it back.
         (item,) = await ask(Worker(address), {"image_url": PICTURE})
         assert said(item)
-        metrics = httpx.get(f"{address}/metrics").text
+        async with httpx.AsyncClient() as client:
+            metrics = (await client.get(f"{address}/metrics")).text
         assert 'onsight_request_failure_total{model_name="peek",reason="cancelled"} 1.0' in metrics
     finally:
         inside.close()

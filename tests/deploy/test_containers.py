@@ -1,0 +1,155 @@
+"""The containers' files: pinned, without a compiler, not root, healthy by /health; compose stands in by name and port."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from onsight.config import Settings, load_settings
+from tests.deploy.build import expand, read
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILES = [ROOT / "deploy/Dockerfile", ROOT / ".runpod/Dockerfile"]
+STAGES = [(path, name) for path in DOCKERFILES for name in read(path)[1]]
+TARGETS = ("cpu", "gpu", "cpu-baked", "gpu-baked")
+SCRIPTS = [ROOT / "start_runpod.sh", ROOT / ".ci/run"]
+
+
+def lines_of(path: Path, target: str) -> list[tuple[str, str]]:
+    """The target's instructions with those of the stages that it stands on, the first one first."""
+    stages = read(path)[1]
+    steps: list[tuple[str, str]] = []
+    name = target
+    while name in stages:
+        steps = [*stages[name].steps, *steps]
+        name = stages[name].parent
+    return steps
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
+def test_every_stage_stands_on_one_pinned_base(path: Path) -> None:
+    arguments, stages = read(path)
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-bookworm", arguments["BASE"])
+    assert all(stage.parent == "${BASE}" or stage.parent in stages for stage in stages.values())
+
+
+@pytest.mark.parametrize(("path", "name"), STAGES, ids=[name for _, name in STAGES])
+def test_no_stage_installs_a_compiler_or_builds_one_of_our_dependencies(path: Path, name: str) -> None:
+    for word, rest in read(path)[1][name].steps:
+        assert word != "RUN" or not re.search(r"\b(apt|apt-get|gcc|curl|wget|git)\b", rest), rest
+        if word == "RUN" and "pip install" in rest:
+            assert "--only-binary :all: --no-binary docopt --constraint /constraints.txt" in rest
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_is_not_root_and_is_asked_for_its_health(target: str) -> None:
+    steps = lines_of(DOCKERFILES[0], target)
+    assert [rest for word, rest in steps if word == "USER"][-1] == "10001:10001"
+    (health,) = [rest for word, rest in steps if word == "HEALTHCHECK"]
+    assert "/health" in health
+    assert ("ENTRYPOINT", '["onsight"]') in steps
+    assert ("CMD", '["serve"]') in steps
+
+
+@pytest.mark.parametrize("target", ["cpu-baked", "gpu-baked"])
+def test_a_baked_target_pulls_with_a_secret_and_serves_offline(target: str) -> None:
+    steps = lines_of(DOCKERFILES[0], target)
+    ((index, pull),) = [(index, rest) for index, (_, rest) in enumerate(steps) if "onsight pull" in rest]
+    assert pull.startswith("--mount=type=secret,id=hf_token")
+    assert not any("TOKEN" in rest for word, rest in steps if word in ("ARG", "ENV"))
+    assert ("ENV", "HF_HUB_OFFLINE=1") in steps[index:]
+    assert any("HF_HOME=/opt/models" in rest for word, rest in steps[:index] if word == "ENV")
+
+
+def test_the_hubs_image_is_made_as_the_gpu_image_is() -> None:
+    ours, hubs = (read(path)[1] for path in DOCKERFILES)
+    assert hubs["wheel"].steps == ours["wheel"].steps
+    install = [rest.replace('"$(echo /wheels/*.whl)[runpod]"', "/wheels/*.whl") for _, rest in hubs["packages"].steps]
+    assert install == [rest for _, rest in ours["packages-gpu"].steps]
+
+
+def test_what_a_dockerfile_copies_is_not_ignored_and_nothing_else_is_sent() -> None:
+    first, *kept = (ROOT / ".dockerignore").read_text("utf-8").split()
+    sent = {line.removeprefix("!") for line in kept if line.startswith("!")}
+    copied = set()
+    for path, name in STAGES:
+        for word, rest in read(path)[1][name].steps:
+            if word == "COPY" and not rest.startswith("--from"):
+                copied.update(rest.split()[:-1])
+    assert first == "*"
+    assert copied == sent
+    assert all((ROOT / name).exists() for name in sent)
+
+
+def compose() -> dict[str, dict[str, object]]:
+    table = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text("utf-8"))
+    services = table["services"]
+    assert isinstance(services, dict)
+    return services
+
+
+def filled(value: object, **given: str) -> str:
+    """A value of compose with its variables' defaults, or `given`."""
+    return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", lambda match: given.get(match[1], match[2] or ""), str(value))
+
+
+@pytest.mark.parametrize(
+    ("service", "port", "volume"),
+    [
+        ("peek", 8000, None),
+        ("holo-api", 8000, "hf-cache:/data/hf-cache"),
+        ("captions", 8000, "hf-cache:/data/hf-cache"),
+        ("smolvlm2", 7860, "../data/hf_cache:/data/hf_cache"),
+        ("llama-vision", 5000, "../models:/models:ro"),
+    ],
+)
+def test_a_service_has_its_port_and_volume_and_settings_that_the_server_accepts(
+    service: str, port: int, volume: str | None
+) -> None:
+    table = compose()[service]
+    environment = table["environment"]
+    assert isinstance(environment, dict)
+    given = {name: filled(value) for name, value in environment.items()}
+    settings = load_settings({}, environment=given)
+    ours = {name for name in given if name.startswith("ONSIGHT_")}
+    assert {name.removeprefix("ONSIGHT_").lower() for name in ours} <= Settings.model_fields.keys()
+    assert settings.port == port
+    assert [filled(one) for one in list(table["ports"])] == [f"127.0.0.1:{port}:{port}"]  # type: ignore[call-overload]
+    assert [filled(one) for one in list(table.get("volumes", []))] == ([volume] if volume else [])  # type: ignore[call-overload]
+    assert table["read_only"] is True
+    assert str(table["restart"]).startswith("on-failure:")
+    assert float(str(table["stop_grace_period"]).removesuffix("s")) > settings.drain_timeout_s
+
+
+def test_the_old_services_variables_are_passed_on() -> None:
+    services = compose()
+    smolvlm2, llama = services["smolvlm2"]["environment"], services["llama-vision"]["environment"]
+    assert isinstance(smolvlm2, dict)
+    assert isinstance(llama, dict)
+    assert filled(smolvlm2["ONSIGHT_MODEL"], SMOLVLM2_MODEL_ID="a/b") == "a/b"
+    assert filled(smolvlm2["ONSIGHT_PORT"], APP_PORT="8080") == "8080"
+    assert filled(llama["ONSIGHT_MODEL"], MODEL_NAME="x") == "/models/x"
+
+
+def test_every_variable_of_compose_is_in_the_example_with_its_default() -> None:
+    text = (ROOT / "deploy/compose.yaml").read_text("utf-8")
+    used = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", text))
+    example = (ROOT / "deploy/.env.example").read_text("utf-8")
+    assert dict(re.findall(r"^#(\w+)=(.*)$", example, re.MULTILINE)) == used
+
+
+def test_variables_of_a_dockerfile_are_filled_in_as_docker_does() -> None:
+    assert expand("${A}/$B-${C}", {"A": "1", "B": "2"}) == "1/2-"
+
+
+@pytest.mark.deploy
+def test_hadolint_and_shellcheck_find_nothing() -> None:
+    tools = Path(sys.executable).parent
+    for command in (["hadolint", *map(str, DOCKERFILES)], ["shellcheck", *map(str, SCRIPTS)]):
+        done = subprocess.run([str(tools / command[0]), *command[1:]], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
