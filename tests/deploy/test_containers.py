@@ -1,4 +1,4 @@
-"""The containers' files: pinned, without a compiler, not root, healthy by /health; compose stands in by name and port."""
+"""The containers' files: pinned, no compiler, not root, healthy by /health; compose stands in by name and port."""
 
 from __future__ import annotations
 
