@@ -15,16 +15,18 @@ PAGE = Path(__file__).parent / "licences.md"
 
 HEAD = """# Licences of what Onsight stands on
 
-Onsight is under Apache-2.0. Its packages keep their own licences; this page lists those of the versions in constraints.txt, as the
-packages' own metadata say, and is written by `python -m docs.licences`. Models have licences of their own: `onsight models` shows them.
+Onsight is under Apache-2.0. Its packages keep their own licences; this page lists those of the versions in
+constraints.txt, as the packages' own metadata say, and is written by `python -m docs.licences`. Models have licences
+of their own: `onsight models` shows them.
 
 ## FFmpeg in the PyAV wheel
 
-The wheel of `av` {version}, which reads videos, carries FFmpeg {ffmpeg} as shared libraries. Asked, they say "{licence}", but beside
-them lie {gpl}, which are under GPL-2.0-or-later: encoders that Onsight never calls, yet parts of what is handed on. Whoever
-hands on an image or an environment with this wheel hands on these libraries too, and owes their users what the GPL asks for (the
-licences' texts and the source of those libraries; PyAV's build scripts are at https://github.com/PyAV-Org/pyav-ffmpeg). Who cannot
-do that builds PyAV against an FFmpeg without them (`pip install --no-binary av av`). Nothing of FFmpeg is in Onsight's own package.
+The wheel of `av` {version}, which reads videos, carries FFmpeg {ffmpeg} as shared libraries. Asked, they say
+"{licence}", but beside them lie {gpl}, which are under GPL-2.0-or-later: encoders that Onsight never calls, yet parts
+of what is handed on. Whoever hands on an image or an environment with this wheel hands on these libraries too, and
+owes their users what the GPL asks for (the licences' texts and the source of those libraries; PyAV's build scripts
+are at https://github.com/PyAV-Org/pyav-ffmpeg). Who cannot do that builds PyAV against an FFmpeg without them (`pip
+install --no-binary av av`). Nothing of FFmpeg is in Onsight's own package.
 
 How FFmpeg was configured in this wheel:
 

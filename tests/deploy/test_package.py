@@ -8,7 +8,6 @@ import subprocess
 import sys
 import venv
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -41,13 +40,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `onsight` command of a fresh virtual environment, and no source tree near."""
     home = tmp_path_factory.mktemp("fresh")
     venv.create(home / "venv", with_pip=True)
     pip = home / "venv/bin/pip"
     run(pip, "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel, folder=home)
-    yield home / "venv/bin/onsight"
+    return home / "venv/bin/onsight"
 
 
 def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(wheel: Path) -> None:
