@@ -79,7 +79,7 @@ class Settings(BaseModel):
     media_max_mb: int = Field(20, ge=1, description="Largest encoded picture, in megabytes (2**20 bytes).")
     media_max_pixels: int = Field(40_000_000, ge=1, description="Largest picture, in pixels, read from its header.")
     media_max_request_pixels: int = Field(120_000_000, ge=1, description="Most pixels in the pictures of one request.")
-    media_max_images: int = Field(32, ge=0, description="Most pictures in one request.")
+    media_max_images: int = Field(32, ge=0, description="Most pictures, pages of PDFs among them, in one request.")
     media_max_videos: int = Field(4, ge=0, description="Most videos in one request.")
     media_max_video_mb: int = Field(40, ge=1, description="Largest encoded video, in megabytes (2**20 bytes).")
     media_max_video_s: float = Field(3600.0, gt=0, description="Longest video, in seconds.")
@@ -89,6 +89,12 @@ class Settings(BaseModel):
     )
     media_video_decode_s: float = Field(
         20.0, gt=0, description="Longest processor time to decode one video, in seconds."
+    )
+    media_pdf_dpi: int = Field(
+        180, ge=36, le=600, description="Pixels an inch that pages of PDFs are drawn at; fewer where limits ask for it."
+    )
+    media_pdf_draw_s: float = Field(
+        20.0, gt=0, description="Longest processor time to draw the pages of one PDF, in seconds."
     )
     media_fetch_timeout_s: float = Field(
         15.0, gt=0, description="Longest time to fetch a request's pictures, and its videos, in seconds."

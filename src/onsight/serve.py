@@ -130,6 +130,8 @@ def _limits(settings: Settings) -> MediaLimits:
         max_video_frames=settings.media_max_video_frames,
         max_video_pixels=settings.media_max_video_pixels,
         video_decode_s=settings.media_video_decode_s,
+        pdf_dpi=settings.media_pdf_dpi,
+        pdf_draw_s=settings.media_pdf_draw_s,
         fetch_timeout_s=settings.media_fetch_timeout_s,
         decode_workers=settings.media_workers,
         decoded_bytes=settings.media_cache_mb * MEGABYTE,
