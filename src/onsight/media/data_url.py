@@ -16,6 +16,11 @@ _MAX_MEDIA_TYPE_CHARS = 256
 _CHUNK_CHARS = 1 << 18
 
 
+def as_url(source: str) -> str:
+    """A URL as it is; bare base64, in which no colon can be, as a data: URL."""
+    return source if ":" in source[:32] else f"data:;base64,{source}"
+
+
 def check_data_url(url: str, limits: MediaLimits, kind: Kind = "image") -> None:
     """Refuse, without decoding, a data: URL of another form, or one that must hold more bytes than `limits` allow.
 

@@ -39,7 +39,7 @@ _WAIT_TIMES = 10
 """A child that waits for a busy machine's processors gets so many times its processor time by the clock."""
 
 _CHILD = Path(__file__).with_name("pdf_child.py")
-_BROKEN, _PASSWORD = 3, 4
+_BROKEN, _PASSWORD, _EMPTY = 3, 4, 5
 _OUT_OF_TIME = (-signal.SIGKILL, -signal.SIGXCPU)
 
 T = TypeVar("T")
@@ -69,8 +69,6 @@ def read_pdf(data: bytes, pages: Pages, options: ImageOptions, limits: MediaLimi
     """
     told = _ask_child(data, limits, lambda answer: answer.read(), spans=pages.spans, most=limits.max_images)
     facts = json.loads(told)
-    if not facts["total"]:
-        raise InvalidMedia("the PDF has no pages")
     wanted = pages.pick(facts["total"])
     if len(wanted) > limits.max_images:
         raise InvalidMedia(
@@ -154,6 +152,8 @@ def _refusal(code: int, limits: MediaLimits) -> InvalidMedia:
     """The error for a child that ended with `code`."""
     if code == _PASSWORD:
         return InvalidMedia("the PDF is encrypted and needs a password; save it without one and resend")
+    if code == _EMPTY:
+        return InvalidMedia("the PDF has no pages")
     if code in _OUT_OF_TIME:
         return InvalidMedia(
             f"opening the PDF takes more than {limits.pdf_draw_s:g} s (media.pdf_draw_s); ask for fewer pages, or send"

@@ -1,11 +1,11 @@
 """Opens one PDF with pdfium, in a process of its own; run as a script by `onsight.media.pdf`, never imported.
 
 Standard input: a line of JSON (`Task` below), then the file. Standard output: JSON that tells sizes, or the pixels of
-pages, one after another, RGB, 8 bits a channel, row by row. Exit code: 0, or `BROKEN` or `PASSWORD` below.
+pages, one after another, RGB, 8 bits a channel, row by row. Exit code: 0, or one of `FAILURES` below.
 
 pdfium is written in C++ and reads what strangers made. Here it may crash, run on or eat memory without harm to the
-server, and its not being safe for threads does not matter. No form is filled in, no JavaScript run (this build of
-pdfium has none) and no attachment opened; what a form's fields show is drawn as it was saved.
+server, and its not being safe for threads does not matter. No JavaScript is run (this build of pdfium cannot), no form
+filled in and no attachment opened; a form's fields are drawn as they were saved, since every viewer shows them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import pypdfium2
 import pypdfium2.raw
 
 BROKEN = 3
-PASSWORD = 4
+FAILURES = {pypdfium2.raw.FPDF_ERR_PASSWORD: 4, pypdfium2.raw.FPDF_ERR_SUCCESS: 5}
+"""pdfium's error -> exit code. That it fails without an error is what it says of a document without pages."""
 
 
 class Task(TypedDict):
@@ -56,12 +57,15 @@ def tell(document: pypdfium2.PdfDocument, task: Task, out: BinaryIO) -> None:
 
 def draw(document: pypdfium2.PdfDocument, task: Task, out: BinaryIO) -> None:
     """The pixels of the wanted pages on white."""
+    document.init_forms()
     for number, width, height in task["draw"]:
         bitmap = pypdfium2.PdfBitmap.new_native(width, height, pypdfium2.raw.FPDFBitmap_BGR)
         bitmap.fill_rect((255, 255, 255, 255), 0, 0, width, height)
         page = document[number - 1]
         flags = pypdfium2.raw.FPDF_ANNOT | pypdfium2.raw.FPDF_REVERSE_BYTE_ORDER
         pypdfium2.raw.FPDF_RenderPageBitmap(bitmap, page, 0, 0, width, height, 0, flags)
+        if document.formenv is not None:
+            pypdfium2.raw.FPDF_FFLDraw(document.formenv, bitmap, page, 0, 0, width, height, 0, flags)
         page.close()
         out.write(bitmap.buffer)
         bitmap.close()
@@ -74,7 +78,7 @@ def main() -> int:
         document = pypdfium2.PdfDocument(sys.stdin.buffer.read())
         (draw if task["draw"] else tell)(document, task, sys.stdout.buffer)
     except pypdfium2.PdfiumError as error:
-        return PASSWORD if error.err_code == pypdfium2.raw.FPDF_ERR_PASSWORD else BROKEN
+        return FAILURES.get(error.err_code, BROKEN)
     except MemoryError:
         return BROKEN
     sys.stdout.buffer.flush()
