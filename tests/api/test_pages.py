@@ -256,3 +256,22 @@ async def test_chat_looks_under_the_cards_budget_where_the_request_says_nothing(
     await bench.chat(messages=user(part("image_url", plain(), **asked)))
     (image,) = finder.asked[0].messages[0].images
     assert (image.options.min_pixels, image.options.max_pixels) == bounds
+
+
+async def test_responses_take_files_and_their_pages(peek: tuple[Bench, Finder]) -> None:
+    bench, finder = peek
+    data = data_url(paper(), "application/pdf")
+    for part_of_it in (
+        {"type": "input_file", "file_data": data, "filename": "a.pdf", "pages": "3,1"},
+        {"type": "input_image", "image_url": data, "pages": "3,1"},
+    ):
+        turn = {"input": [{"role": "user", "content": [part_of_it]}]}
+        assert (await bench.post("/v1/responses", turn)).status_code == 200
+    assert shown(finder) == [3, 1, 3, 1]
+    for one, param in (
+        ({"type": "input_file", "file_data": data, "pages": "4"}, "pages"),
+        ({"type": "input_file", "file_data": data_url(encrypted(b"x"))}, "file_data"),
+        ({"type": "input_file", "file_url": "ftp://x/y.pdf"}, "file_url"),
+    ):
+        answer = await bench.post("/v1/responses", {"input": [{"role": "user", "content": [one]}]})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, f"input.0.content.0.{param}")

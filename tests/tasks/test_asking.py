@@ -54,7 +54,9 @@ def test_holo_is_asked_as_its_makers_ask_it() -> None:
 
 def test_a_missing_task_is_refused_by_name() -> None:
     smol, peek, holo = (calling(CARDS[name]) for name in ("smolvlm2", "peek", "holo1_5"))
-    with pytest.raises(Unsupported, match="was not made to locate; it can chat, caption, ocr, describe") as caught:
+    with pytest.raises(
+        Unsupported, match="was not made to locate; it can chat, tools, caption, ocr, describe"
+    ) as caught:
         locate.prompt(smol, Wanted("x"))
     assert caught.value.param == "model"
     for call, wanted, param in (

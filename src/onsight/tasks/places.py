@@ -64,6 +64,11 @@ def check_mapping(call: ChatCall, card: ModelCard, *, stream: bool) -> ChatCall:
             "coordinates is 'original', after which the tokens are no longer the text's; leave `logprobs` out",
             param="coordinates",
         )
+    if call.tools is not None:
+        raise Unsupported(
+            "coordinates is 'original', which maps what is said, not the arguments of calls; leave `tools` out",
+            param="coordinates",
+        )
     images = [part for draft in call.drafts for part in draft.parts if isinstance(part, ImageRef)]
     if len(images) != 1:
         raise InvalidRequest(
