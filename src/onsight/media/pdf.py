@@ -70,6 +70,8 @@ def read_pdf(data: bytes, pages: Pages, options: ImageOptions, limits: MediaLimi
     told = _ask_child(data, limits, lambda answer: answer.read(), spans=pages.spans, most=limits.max_images)
     facts = json.loads(told)
     wanted = pages.pick(facts["total"])
+    if not wanted:
+        raise _refusal(_EMPTY, limits)
     if len(wanted) > limits.max_images:
         raise InvalidMedia(
             f"the PDF has {len(wanted)} pages to look at; the limit is {limits.max_images} in a request"

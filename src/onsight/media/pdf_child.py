@@ -11,6 +11,7 @@ filled in and no attachment opened; a form's fields are drawn as they were saved
 from __future__ import annotations
 
 import json
+import resource
 import sys
 from typing import BinaryIO, TypedDict
 
@@ -34,11 +35,7 @@ class Task(TypedDict):
 
 
 def bound(task: Task) -> None:
-    """Have the operating system hold this process to its limits, where it can."""
-    if sys.platform == "win32":
-        return
-    import resource
-
+    """Have the operating system hold this process to its limits."""
     resource.setrlimit(resource.RLIMIT_CPU, (task["cpu_s"], task["cpu_s"]))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # macOS refuses to bound a process's addresses.
