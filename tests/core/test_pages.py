@@ -31,6 +31,7 @@ def test_numbers_and_ranges_keep_the_order_in_which_they_are_written() -> None:
         ("3-1", "3-1 runs backwards; write 1-3"),
         ("1-3,2", "page 2 is named twice"),
         ("5,1-9", "page 5 is named twice"),
+        ("1-2,2", "page 2 is named twice"),
         ("1," * 100 + "1", "it has 101 parts; 100 at most are read"),
     ],
 )
