@@ -21,7 +21,7 @@ from tests.api.conftest import Bench
 from tests.api.conftest import build as build
 from tests.api.finder import SPOT, Finder
 from tests.api.test_tasks import CARDS, boxes, found, pair, spotted
-from tests.media.papers import fill, page, pdf
+from tests.media.papers import fill, page, paper, pdf
 
 Onsight = Callable[..., Awaitable[Result]]
 
@@ -187,3 +187,11 @@ async def test_lines_are_in_the_results(peek: tuple[Bench, Finder], folder: Path
     (result,) = lines(done.stdout)
     assert result["lines"] == [{"text": "(250, 300)"}]
     assert result["asked"] == {"task": "ocr", "lines": "true"}
+
+
+async def test_chat_takes_a_pdf_for_its_pages(peek: tuple[Bench, Finder], tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(paper())
+    async with serving(peek[0]) as onsight:
+        done = await onsight("chat", "What is it?", "-a", str(tmp_path / "a.pdf"))
+    assert done.exit_code == 0, done.output
+    assert [image.page for image in peek[1].asked[0].messages[0].images] == [1, 2, 3]
