@@ -18,6 +18,8 @@ from onsight import __version__
 from onsight.api.auth import Auth
 from onsight.api.body_limits import BodyLimits
 from onsight.api.boundary import Boundary
+from onsight.api.compat import infer
+from onsight.api.compat.llama_vision import InferRequest
 from onsight.api.docs import DocsRoutes
 from onsight.api.errors import ErrorAnswer, translate_http_exception, translate_validation_error
 from onsight.api.health import About, Health, HealthRoutes, Ready
@@ -39,7 +41,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | None = None) -> FastAPI:
     """The HTTP face over `services`; starting and closing engines is the caller's business, or `lifespan`'s."""
     open_paths = {"/openapi.json": settings.open_docs, "/metrics": settings.open_metrics}
-    layers = [Middleware(Boundary)]
+    layers = [Middleware(Boundary, envelopes={"/infer": infer.error_body})]
     if settings.api_key is not None:
         opened = frozenset(path for path, is_open in open_paths.items() if is_open)
         layers.append(Middleware(Auth, key=settings.api_key, open_paths=opened))
@@ -54,7 +56,7 @@ def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | N
     app = _Application(
         title="Onsight",
         version=__version__,
-        description="A self-hosted vision-language server. Every error has the body of `ErrorAnswer`.",
+        description="A self-hosted vision-language server. Errors have the body of `ErrorAnswer`, but for /infer's.",
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -99,6 +101,7 @@ BODIES: tuple[type[BaseModel], ...] = (
     LocateRequest,
     DescribeRequest,
     TextChunk,
+    InferRequest,
 )
 """What routes read or stream by themselves, for the description."""
 
@@ -137,6 +140,15 @@ def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> Heal
         openapi_extra=_reads(ChatRequest),
     )
     _add_task_routes(app, TaskRoutes(services))
+    app.add_api_route(
+        "/infer",
+        infer.InferRoute(services).answer,
+        methods=["POST"],
+        summary="Caption a picture, or answer about it",
+        tags=["compatibility"],
+        responses=infer.ANSWERS,
+        openapi_extra=infer.BODY,
+    )
     app.add_api_route("/v1/models", models.list, response_model=ModelList, summary="List the models", tags=["OpenAI"])
     app.add_api_route(
         "/v1/models/{model:path}", models.get, response_model=ModelObject, summary="One model", tags=["OpenAI"]

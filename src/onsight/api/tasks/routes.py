@@ -19,11 +19,12 @@ from onsight.api.services import Services
 from onsight.api.sse import EventStream, as_events
 from onsight.api.tasks.answers import locate_answer, text_answer, text_chunks
 from onsight.api.tasks.wire import CaptionRequest, DescribeRequest, LocateRequest, OcrRequest, PictureRequest
+from onsight.api.whole import answered
 from onsight.core.errors import InvalidRequest, RequestError
 from onsight.core.messages import ImageRef
 from onsight.tasks import caption, describe, locate, ocr
 from onsight.tasks.asking import PictureCall
-from onsight.tasks.chat import Answer, ChatCall, collect
+from onsight.tasks.chat import Answer, ChatCall
 
 Wire = TypeVar("Wire", bound=PictureRequest)
 
@@ -81,10 +82,8 @@ class TaskRoutes:
         return _Given(wire, PictureCall(image, model, wire.max_tokens, request_id(request.scope)))
 
     async def _answer(self, request: Request, call: ChatCall) -> Answer:
-        taken_up(request.scope)
         with _own_fields():
-            (answer,) = await while_connected(request.receive, collect(self._services.chat.stream(call)))
-        return answer
+            return await answered(self._services, request, call)
 
     async def _say(self, request: Request, call: ChatCall, read: Callable[[Answer], str], *, stream: bool) -> Response:
         model = self._services.roster.find(call.model).name
