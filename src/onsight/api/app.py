@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 
 from onsight import __version__
-from onsight.api.auth import Auth
+from onsight.api.auth import Auth, LoopbackOnly
 from onsight.api.body_limits import BodyLimits
 from onsight.api.boundary import Boundary
 from onsight.api.compat import infer
@@ -42,6 +42,8 @@ def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | N
     """The HTTP face over `services`; starting and closing engines is the caller's business, or `lifespan`'s."""
     open_paths = {"/openapi.json": settings.open_docs, "/metrics": settings.open_metrics}
     layers = [Middleware(Boundary, envelopes={"/infer": infer.error_body})]
+    if settings.loopback_only:
+        layers.append(Middleware(LoopbackOnly))
     if settings.api_key is not None:
         opened = frozenset(path for path, is_open in open_paths.items() if is_open)
         layers.append(Middleware(Auth, key=settings.api_key, open_paths=opened))

@@ -1,9 +1,10 @@
-"""Who may call: with a key, nobody without it, on any path that is not listed here."""
+"""Who may call: with a key, nobody without it, on any path that is not listed here; without one, this machine."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -36,6 +37,38 @@ class Auth:
             raise Unauthorized("this server needs a key; send it as 'Authorization: Bearer KEY'")
         else:
             raise Unauthorized("the key is wrong; send the server's key as 'Authorization: Bearer KEY'")
+
+
+class LoopbackOnly:
+    """ASGI middleware that refuses what does not come to a loopback address.
+
+    `onsight serve` without a key listens on no other address; another program that runs the application may.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A socket in the file system has no port: whoever may open it has been let in.
+        host, port = scope.get("server") or ("", None)
+        if scope["type"] == "lifespan" or port is None or _is_loopback(host):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            raise Unauthorized(
+                f"this server has no key, so it answers on loopback only, not on {host}: set ONSIGHT_API_KEY, or"
+                " ONSIGHT_NO_AUTH=1 to let everybody in"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def _given_key(headers: Headers) -> str | None:

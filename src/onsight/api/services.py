@@ -17,8 +17,9 @@ class ApiSettings:
     `api_key`: with one, every route but /health, /ready and the /docs page needs it. `max_body_bytes`: of one request;
     `max_bodies_bytes`: of all requests that are being answered, together. `body_timeout_s`: for a client to send its
     body; large bodies get more (see `onsight.api.body_limits`). `open_docs`, `open_metrics`: with a key, /openapi.json
-    and /metrics need none. `max_tokens_default`, `temperature_default`, `top_p_default`: for chat requests that name
-    none, where the model's card has no default of its own.
+    and /metrics need none. `loopback_only`: what comes to another address of this machine is refused.
+    `max_tokens_default`, `temperature_default`, `top_p_default`: for chat requests that name none, where the model's
+    card has no default of its own.
     """
 
     api_key: str | None = None
@@ -27,6 +28,7 @@ class ApiSettings:
     body_timeout_s: float = 30.0
     open_docs: bool = False
     open_metrics: bool = False
+    loopback_only: bool = False
     max_tokens_default: int = 512
     temperature_default: float = 0.7
     top_p_default: float = 1.0
