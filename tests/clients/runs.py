@@ -9,13 +9,14 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 
+from onsight.models.hub import BUNDLED
 from tests.clients import environments
 from tests.servers import served
 from training.draw import EVALUATION_STYLE, draw_screen
@@ -69,7 +70,8 @@ class _Shelf(http.server.SimpleHTTPRequestHandler):
 
 @contextmanager
 def servers() -> Iterator[dict[str, str]]:
-    """Peek, the fake engine with a key, one more with a queue of one, and pictures; as the suites' environment."""
+    """Peek, the fake engine with a key, one more with a queue of one, a model that calls tools, and pictures; as the
+    suites' environment."""
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         draw_screen(7_100_000, EVALUATION_STYLE).image.save(Path(folder, "screenshot.png"))
@@ -81,10 +83,14 @@ def servers() -> Iterator[dict[str, str]]:
         fetching += ("--media-allowed-ports", str(port))
         peek = stack.enter_context(served("peek", *fetching))
         fake = stack.enter_context(served("fake", "--engine", "fake", ONSIGHT_API_KEY=_KEY))
+        # Under another name it has SmolVLM2's card, which calls tools.
+        Path(folder, "caller").symlink_to(BUNDLED / "peek")
+        caller = stack.enter_context(served(f"{folder}/caller", "--served-model-name", "caller"))
         narrow = stack.enter_context(served("fake", "--engine", "fake", "--max-queue", "1", *fetching))
         yield {
             "CLIENTS_PEEK": peek.url,
             "CLIENTS_FAKE": fake.url,
+            "CLIENTS_CALLER": caller.url,
             "CLIENTS_NARROW": narrow.url,
             "CLIENTS_PICTURES": f"http://127.0.0.1:{port}",
             "CLIENTS_FOLDER": folder,
@@ -92,19 +98,13 @@ def servers() -> Iterator[dict[str, str]]:
         }
 
 
-def openai_python(environment: dict[str, str]) -> list[Outcome]:
-    """OpenAI's Python SDK."""
-    return [
-        Outcome(_SDK_CLASSES[place.rpartition(".")[2]], name, state, told)
-        for place, name, state, told in _pytest("openai_python.py", environment)
-    ]
+def _openai_python(environment: dict[str, str]) -> list[Outcome]:
+    features = {f"Test{feature.title().replace('_', '')}": feature for feature in FEATURES}
+    found = _pytest("openai_python.py", environment)
+    return [Outcome(features[place.rpartition(".")[2]], name, state, told) for place, name, state, told in found]
 
 
-_SDK_CLASSES = {f"Test{feature.title().replace('_', '')}": feature for feature in FEATURES}
-
-
-def langchain(environment: dict[str, str], served_model: str) -> list[Outcome]:
-    """LangChain's standard suite, with `served_model`, "Peek" or "Fake"."""
+def _langchain(environment: dict[str, str], served_model: str) -> list[Outcome]:
     found = _pytest("langchain_openai_suite.py", environment, f"Test{served_model}")
     return [Outcome(_langchain_feature(name), name, state, told) for _, name, state, told in found]
 
@@ -113,8 +113,7 @@ def _langchain_feature(name: str) -> str:
     return next((feature for word, feature in _LANGCHAIN if word in name), "chat")
 
 
-def openai_node(environment: dict[str, str]) -> list[Outcome] | None:
-    """OpenAI's Node SDK; None on a machine without node."""
+def _openai_node(environment: dict[str, str]) -> list[Outcome] | None:
     folder = environments.node()
     if folder is None:
         return None
@@ -161,3 +160,12 @@ def _read(case: ElementTree.Element) -> tuple[str, State, str]:
             told = found.get("message", "")[:300]
             return name, "beyond" if found.get("type") == "pytest.xfail" else state, told
     return name, "passed", ""
+
+
+CLIENTS: dict[str, Callable[[dict[str, str]], list[Outcome] | None]] = {
+    "openai-python": _openai_python,
+    "openai-node": _openai_node,
+    "langchain-openai, Peek": functools.partial(_langchain, served_model="Peek"),
+    "langchain-openai, fake engine": functools.partial(_langchain, served_model="Fake"),
+}
+"""Client -> its run; None where this machine lacks what it needs."""

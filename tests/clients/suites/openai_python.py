@@ -14,7 +14,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-PEEK, FAKE, NARROW = (os.environ[f"CLIENTS_{name}"] + "/v1" for name in ("PEEK", "FAKE", "NARROW"))
+PEEK, FAKE, CALLER, NARROW = (os.environ[f"CLIENTS_{name}"] + "/v1" for name in ("PEEK", "FAKE", "CALLER", "NARROW"))
 PICTURES = os.environ["CLIENTS_PICTURES"]
 PICTURE = Path(os.environ["CLIENTS_FOLDER"], "screenshot.png").read_bytes()
 DATA_URL = "data:image/png;base64," + base64.b64encode(PICTURE).decode()
@@ -32,6 +32,18 @@ WEATHER = {
             "additionalProperties": False,
         },
         "strict": True,
+    },
+}
+PRESS = {
+    "type": "function",
+    "function": {
+        "name": "press",
+        "parameters": {
+            "type": "object",
+            "properties": {"key": {"type": "string", "enum": ["enter", "escape"]}, "held": {"type": "boolean"}},
+            "required": ["key", "held"],
+            "additionalProperties": False,
+        },
     },
 }
 FLAT_WEATHER = {"type": "function", **WEATHER["function"]}
@@ -186,6 +198,22 @@ class TestTools:
         (call,) = answer.choices[0].message.tool_calls
         assert answer.choices[0].finish_reason == "tool_calls"
         assert (call.function.name, json.loads(call.function.arguments)["unit"]) == ("get_weather", "C")
+
+    @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "press"}}])
+    @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+    def test_a_models_call_is_held_to_its_schema(self, choice: object, stream: bool) -> None:
+        asked = {"model": "caller", "messages": user("Press it.", DATA_URL), "tools": [PRESS], "tool_choice": choice}
+        with openai.OpenAI(base_url=CALLER, api_key="none") as client:
+            if stream:
+                with client.chat.completions.stream(**asked) as running:
+                    answer = running.get_final_completion()
+            else:
+                answer = client.chat.completions.create(**asked)
+        (call,) = answer.choices[0].message.tool_calls
+        assert call.function.name == "press"
+        arguments = json.loads(call.function.arguments)
+        assert arguments["key"] in ("enter", "escape")
+        assert isinstance(arguments["held"], bool)
 
     def test_a_call_and_its_result_go_back(self, fake: openai.OpenAI) -> None:
         asked = {"model": "fake", "tools": [WEATHER], "parallel_tool_calls": False}
