@@ -65,7 +65,7 @@ async def test_another_program_may_listen_anywhere_but_without_a_key_only_loopba
     site = assemble(Settings(engine="fake", **options))
     transport = httpx.ASGITransport(site.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://10.0.0.7:8000") as client:
-        response = await client.get("/v1/models", headers={"authorization": "Bearer k"})
+        response = await client.get("/v1/models", headers={"authorization": "Bearer k", "host": "localhost"})
     await site.close()
     assert response.status_code == status
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import httpx
 import pytest
 
+from onsight.api.keys import KeyBook
 from onsight.core.engine import EngineState
 from onsight.engines.fake_engine import FakeScript
 from onsight.models.card import ModelCard, Prompt
@@ -27,8 +29,6 @@ async def infer(bench: Bench, form: Form, picture: bytes = plain()) -> httpx.Res
 
 
 def captioner() -> ModelCard:
-    from dataclasses import replace
-
     return replace(CARD, capabilities=("chat", "caption"), prompts={"caption": Prompt("Say.")})
 
 
@@ -77,7 +77,7 @@ async def test_a_body_beyond_the_limit_is_413(build: Callable[..., Bench], form:
 
 @pytest.mark.parametrize("form", ["form", "json"])
 async def test_a_missing_key_is_401(build: Callable[..., Bench], form: Form) -> None:
-    response = await infer(build(api_key="k", card=captioner()), form)
+    response = await infer(build(keys=KeyBook("k"), card=captioner()), form)
     assert response.status_code == 401
     assert "key" in said(response, form, "system")
 

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from onsight.api.boundary import request_id
-from onsight.api.errors import InternalError, Unauthorized
+from onsight.api.errors import Forbidden, InternalError, Unauthorized
 from onsight.api.health import timestamp
 from onsight.api.json_body import read_json
 from onsight.api.services import Services
@@ -121,7 +121,7 @@ def _kind(error: errors.RequestError) -> Literal["validation", "model", "system"
     match error:
         case errors.Unavailable() | errors.EngineFailed():
             return "model"
-        case errors.Overloaded() | errors.TimedOut() | InternalError() | Unauthorized():
+        case errors.Overloaded() | errors.TimedOut() | InternalError() | Unauthorized() | Forbidden():
             return "system"
         case _:
             return "validation"
