@@ -139,6 +139,7 @@ def test_a_wrong_value_is_named_with_the_name_that_it_came_from() -> None:
 
 def test_models_are_looked_for_where_transformers_cache_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", "/nowhere")
+    assert cached_models() == ()
     commit = "0" * 40
     folder = tmp_path / "models--owner--name" / "snapshots" / commit
     folder.mkdir(parents=True)

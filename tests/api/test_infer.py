@@ -52,11 +52,12 @@ async def test_a_model_that_is_not_loaded_is_503(build: Callable[..., Bench], fo
         assert response.json()["details"] == {"retry_after_s": 5}
 
 
-@pytest.mark.parametrize("form", ["form", "json"])
-async def test_a_full_queue_is_429_before_the_body_is_read(build: Callable[..., Bench], form: Form) -> None:
+@pytest.mark.parametrize(("form", "kind"), [("form", "multipart/form-data; boundary=b"), ("json", "application/json")])
+async def test_a_full_queue_is_429_before_the_body_is_read(build: Callable[..., Bench], form: Form, kind: str) -> None:
     bench = build(places=1, card=captioner())
     with bench.admission.place():
-        response = await infer(bench, form, b"no picture")
+        async with bench.client() as client:
+            response = await client.post("/infer", content=b"{", headers={"content-type": kind})
     assert (response.status_code, response.headers["retry-after"]) == (429, "1")
     assert "1 places" in said(response, form, "system")
 
