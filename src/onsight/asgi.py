@@ -1,62 +1,56 @@
-"""The server as an application that starts itself, for other people's web servers: `uvicorn onsight.asgi:app`.
+"""`uvicorn onsight.asgi:app`: the same application under a server program of another's, which listens and stops its own
+way.
 
-Settings come from the environment. Where it listens is the web server's business, so that it wants a key, or the clear
-word ONSIGHT_NO_AUTH=true.
+The settings come from the environment; `app` is made when it is first asked for, not when this module is imported.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import cache
 
-from starlette.types import Receive, Scope, Send
+from fastapi import FastAPI
 
-from onsight.config import Settings, load_settings
-from onsight.core.errors import StartError
-from onsight.serve import Site, assemble, set_up_logging
+from onsight.config import load_settings
+from onsight.core.errors import OnsightError
+from onsight.serve import assemble, log_taken, set_up_logging
+
+_log = logging.getLogger("onsight")
+
+_NOT_OURS = ("host", "port", "drain_timeout_s", "head_timeout_s", "max_connections", "trusted_proxies")
+"""Options that belong to the program which listens."""
 
 
-class SelfStarting:
-    """Loads the model when its web server starts, and lets running answers finish when that stops."""
+@cache
+def create() -> FastAPI:
+    """The application; its model is loaded before the first request. Where it cannot be made, the process ends with
+    one sentence and code 2, as `onsight serve` does."""
 
-    def __init__(self) -> None:
-        self._site: Site | None = None
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._live(receive, send)
-            return
-        if self._site is None:
-            raise StartError("the web server did not start this application: leave its lifespan on")
-        await self._site.app(scope, receive, send)
-
-    async def _live(self, receive: Receive, send: Send) -> None:
-        await receive()
+    @asynccontextmanager
+    async def alive(_: FastAPI) -> AsyncGenerator[None]:
         try:
-            settings = _settings()
-            set_up_logging(settings)
-            # Ours alone is quiet about where it listens; here nobody else says it.
-            logging.getLogger("uvicorn.error").setLevel(logging.INFO)
-            site = assemble(settings)
             await site.start()
-        except StartError as error:
-            await send({"type": "lifespan.startup.failed", "message": f"onsight: {error}"})
-            return
-        self._site = site
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        site.admission.close()
-        await site.admission.drained(settings.drain_timeout_s)
-        await site.close()
-        await send({"type": "lifespan.shutdown.complete"})
+            yield
+        finally:
+            await site.close()
+
+    try:
+        settings = load_settings({})
+        set_up_logging(settings)
+        log_taken(settings)
+        for name in sorted(settings.model_fields_set.intersection(_NOT_OURS)):
+            _log.warning("the option %s has no effect here: that is up to the program that listens", name)
+        site = assemble(settings, lifespan=alive)
+    except OnsightError as error:
+        print(f"onsight: {error}", file=sys.stderr)
+        sys.exit(2)
+    return site.app
 
 
-def _settings() -> Settings:
-    settings = load_settings({})
-    if settings.api_key is None and not settings.no_auth:
-        raise StartError(
-            "no key is set, and who can reach this is not known: set ONSIGHT_API_KEY, or ONSIGHT_NO_AUTH=true"
-        )
-    return settings
-
-
-app = SelfStarting()
+def __getattr__(name: str) -> FastAPI:
+    if name == "app":
+        return create()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
