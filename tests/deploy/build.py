@@ -3,6 +3,7 @@
 Each stage is a copy-on-write view (overlayfs, in a mount namespace of its own) of a Debian bookworm with Python, which
 stands for the base image; COPY, RUN, USER, WORKDIR, ARG and ENV are done in it as they stand. Needs root on Linux.
 `--base DIR` is such a system ("/" if unset), `--arg NAME=VALUE` a build argument; `--try "COMMAND"` runs in the result.
+A stage whose folder is there from before is taken as it is.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ class Stage:
 
 @dataclass
 class State:
-    """What a stage has come to: the layers below it, newest first, and what RUN is run with."""
+    """What a stage has come to: the folder of all that differs from the base, and what RUN is run with."""
 
-    layers: tuple[Path, ...] = ()
+    files: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     arguments: Mapping[str, str] = field(default_factory=dict)
     user: str = "0:0"
@@ -86,19 +87,22 @@ class Builder:
     def build(self, name: str) -> State:
         """The stage, after its parents and those that it copies from. Raises CalledProcessError of a failing RUN."""
         if name not in self.stages:
-            return State((self._base,), {"PATH": os.environ["PATH"]})
+            return State(self._base, {"PATH": os.environ["PATH"]})
         if name not in self._done:
             stage = self.stages[name]
-            state = self.build(stage.parent)
-            upper = self._folder / name
-            upper.mkdir(parents=True)
-            state = State((upper, *state.layers), state.environment, {}, state.user, state.folder)
+            below = self.build(stage.parent)
+            state = State(self._folder / name, below.environment, {}, below.user, below.folder)
+            built = state.files.exists()
+            state.files.mkdir(parents=True, exist_ok=True)
+            if not built and stage.parent in self.stages:
+                subprocess.run(["cp", "--archive", "--link", f"{below.files}/.", state.files], check=True)
             for word, rest in stage.steps:
-                state = self._step(word, rest, state)
+                if not built or word not in ("COPY", "RUN"):
+                    self._step(word, rest, state)
             self._done[name] = state
         return self._done[name]
 
-    def _step(self, word: str, rest: str, state: State) -> State:
+    def _step(self, word: str, rest: str, state: State) -> None:
         values = {**state.arguments, **state.environment}
         match word:
             case "ARG":
@@ -109,7 +113,7 @@ class Builder:
                 state.environment = {**state.environment, **{name: expand(value, values) for name, value in pairs}}
             case "WORKDIR":
                 state.folder = rest
-                (state.layers[0] / rest.lstrip("/")).mkdir(parents=True, exist_ok=True)
+                (state.files / rest.lstrip("/")).mkdir(parents=True, exist_ok=True)
             case "USER":
                 state.user = rest
             case "COPY":
@@ -121,16 +125,15 @@ class Builder:
                 pass
             case _:
                 raise AssertionError(f"{word} is not known here")
-        return state
 
     def _copy(self, words: list[str], state: State) -> None:
-        sources = [ROOT]
+        source = ROOT
         if words[0].startswith("--from="):
-            sources = list(self.build(words.pop(0).removeprefix("--from=")).layers)
+            source = self.build(words.pop(0).removeprefix("--from=")).files
         *names, target = words
-        place = state.layers[0] / Path(state.folder, target).as_posix().lstrip("/")
+        place = state.files / Path(state.folder, target).as_posix().lstrip("/")
         for name in names:
-            found = next(layer / name.lstrip("/") for layer in sources if (layer / name.lstrip("/")).exists())
+            found = source / name.lstrip("/")
             if found.is_dir():
                 ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
                 shutil.copytree(found, place, symlinks=True, dirs_exist_ok=True, ignore=ignored)
@@ -143,16 +146,18 @@ class Builder:
         room = self._folder / ".room"
         for name in ("work", "root"):
             (room / name).mkdir(parents=True, exist_ok=True)
-        upper, *lower = state.layers
-        options = f"lowerdir={':'.join(map(str, lower))},upperdir={upper},workdir={room / 'work'}"
+        options = f"lowerdir={self._base},upperdir={state.files},workdir={room / 'work'}"
         # How pip reaches its index is this machine's business, not the image's.
         ours = {name: value for name, value in os.environ.items() if name.startswith(("PIP_", "SSL_", "REQUESTS_"))}
         # An index that this machine cannot reach is passed over at once.
-        environment = {"HOME": "/root", "PIP_RETRIES": "0", **ours, **state.environment, **state.arguments}
+        home = "/root" if state.user == "0:0" else "/home/onsight"
+        environment = {"HOME": home, "PIP_RETRIES": "0", **ours, **state.environment, **state.arguments}
         inside = ["setpriv", f"--reuid={state.user.split(':')[0]}", f"--regid={state.user.split(':')[-1]}"]
         inside += ["--clear-groups", "sh", "-c", f"cd {state.folder} && {command}"]
         script = (
             'mount -t overlay overlay -o "$1" "$2" && mount -t proc proc "$2/proc" && mount --rbind /dev "$2/dev"'
+            # This machine's Python may lie in root's home, which the image's user may pass through then.
+            + ' && chmod a+x "$2/root"'
             + (' && mount -o remount,ro "$2"' if read_only else "")
             + ' && root=$2 && shift 2 && exec chroot "$root" "$@"'
         )
@@ -167,9 +172,9 @@ class Builder:
 
 
 def size_mb(folder: Path) -> float:
-    """What a layer adds to the image, before compression."""
+    """What a stage adds to its base, before compression."""
     files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return sum(path.lstat().st_size for path in files) / 1e6
+    return round(sum(path.lstat().st_size for path in files) / 1e6, 1)
 
 
 def main() -> int:
@@ -186,8 +191,7 @@ def main() -> int:
     state = builder.build(given.target)
     for command in given.commands:
         print(f"TRY {command}\n{builder.run(command, state, read_only=True)}", flush=True)
-    layers = {layer.name: round(size_mb(layer), 1) for layer in state.layers[:-1]}
-    print(json.dumps({"target": given.target, "layers_mb": layers, "total_mb": round(sum(layers.values()), 1)}))
+    print(json.dumps({"target": given.target, "added_mb": size_mb(state.files)}))
     return 0
 
 

@@ -53,7 +53,9 @@ def test_a_target_is_not_root_and_is_asked_for_its_health(target: str) -> None:
     (health,) = [rest for word, rest in steps if word == "HEALTHCHECK"]
     assert "/health" in health
     assert ("ENTRYPOINT", '["onsight"]') in steps
-    assert ("CMD", '["serve"]') in steps
+    assert ("CMD", '["serve", "--host", "0.0.0.0"]') in steps
+    # Else every command, not only serve, would ask for a key.
+    assert not any("ONSIGHT_HOST" in rest for _, rest in steps)
 
 
 @pytest.mark.parametrize("target", ["cpu-baked", "gpu-baked"])
@@ -115,7 +117,7 @@ def test_a_service_has_its_port_and_volume_and_settings_that_the_server_accepts(
     environment = table["environment"]
     assert isinstance(environment, dict)
     given = {name: filled(value) for name, value in environment.items()}
-    settings = load_settings({}, environment=given)
+    settings = load_settings({"host": "0.0.0.0"}, environment=given)
     ours = {name for name in given if name.startswith("ONSIGHT_")}
     assert {name.removeprefix("ONSIGHT_").lower() for name in ours} <= Settings.model_fields.keys()
     assert settings.port == port
