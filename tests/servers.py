@@ -37,11 +37,14 @@ class Served:
 
 @contextmanager
 def served(*flags: str, **environment: str) -> Iterator[Served]:
-    """Start `onsight serve --port 0 FLAGS`, wait until it is ready, and stop it by its own process id at the end."""
+    """Start `onsight serve --port 0 FLAGS`, wait until it is ready, and stop it by its own process id at the end.
+
+    It has no page unless ONSIGHT_UI says so.
+    """
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ONSIGHT_")}
     process = subprocess.Popen(
         [sys.executable, "-m", "onsight", "serve", "--port", "0", *flags],
-        env={**clean, **environment},
+        env={**clean, "ONSIGHT_UI": "off", **environment},
         stderr=subprocess.PIPE,
         text=True,
     )

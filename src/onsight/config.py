@@ -98,6 +98,8 @@ class Settings(BaseModel):
     )
     media_workers: int = Field(2, ge=1, description="Threads that decode pictures and videos.")
 
+    ui: bool | None = Field(None, description="Serve the page at /ui; if unset, where the extra `ui` is installed.")
+
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines as text or as JSON.")
 
@@ -140,6 +142,16 @@ def let_waiting_threads_sleep() -> None:
     once, when PyTorch is loaded, so this must be called before.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def tell_gradio(uploads: Path) -> None:
+    """Tell Gradio, which reads the environment, where uploads go and that nobody is to be told of it.
+
+    This must be called before it is loaded.
+    """
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_ALLOWED_PATHS"] = ""
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:

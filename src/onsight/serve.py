@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.util
 import json
 import logging
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -21,9 +24,10 @@ from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
 from onsight.api.app import ApiSettings, Services, create_app
+from onsight.api.auth import key_check
 from onsight.api.metrics import Metrics
 from onsight.api.request_log import log_request
-from onsight.config import Settings, let_waiting_threads_sleep
+from onsight.config import Settings, let_waiting_threads_sleep, tell_gradio
 from onsight.core.engine import ChatEngine, Progress
 from onsight.core.errors import StartError
 from onsight.engines.fake_engine import FakeEngine
@@ -33,6 +37,8 @@ from onsight.models.hub import locate_model
 from onsight.tasks.admission import Admission
 from onsight.tasks.chat import Chat
 from onsight.tasks.roster import Loaded, Roster
+from onsight.ui.desk import Workplace
+from onsight.ui.page import Page
 
 log = logging.getLogger("onsight")
 
@@ -57,21 +63,31 @@ class Site:
     engines: tuple[ChatEngine, ...]
     admission: Admission
     door: MediaDoor
+    page: Page | None = None
 
     async def start(self) -> None:
-        """Load every engine. Raises StartError."""
-        for engine in self.engines:
-            await engine.start()
+        """Load every engine and, beside them, the page. Raises StartError."""
+        beside = None if self.page is None else asyncio.create_task(self.page.start())
+        try:
+            for engine in self.engines:
+                await engine.start()
+            if beside is not None:
+                await beside
+        finally:
+            if beside is not None:
+                beside.cancel()
 
     async def close(self) -> None:
+        if self.page is not None:
+            await self.page.close()
         for engine in self.engines:
             await engine.close()
         self.door.close()
 
 
-def assemble(settings: Settings, progress: Progress | None = None) -> Site:
+def assemble(settings: Settings, progress: Progress | None = None, *, with_page: bool = False) -> Site:
     """Put the parts together; nothing is loaded and no port is opened yet. Raises StartError for a model that is
-    not there."""
+    not there, and `with_page` for a page that cannot be."""
     engine, card = _engine(settings, progress)
     loaded = Loaded(settings.served_model_name or (settings.model,), card, engine, int(time.time()))
     roster = Roster([loaded])
@@ -79,14 +95,29 @@ def assemble(settings: Settings, progress: Progress | None = None) -> Site:
     admission = Admission(settings.max_queue)
     metrics = Metrics(roster, admission, door.decoded.cache)
     chat = Chat(roster, door, admission, (metrics.record, log_request))
+    page = _page(settings, Workplace(roster, chat, admission, settings.engine), door.limits) if with_page else None
     api = ApiSettings(
         api_key=settings.api_key,
         max_body_bytes=settings.max_body_mb * MEGABYTE,
         body_timeout_s=settings.body_timeout_s,
         open_docs=settings.open_docs,
         open_metrics=settings.open_metrics,
+        page=page,
     )
-    return Site(create_app(Services(roster, chat, admission, metrics), api), chat, (engine,), admission, door)
+    app = create_app(Services(roster, chat, admission, metrics), api)
+    return Site(app, chat, (engine,), admission, door, page)
+
+
+def _page(settings: Settings, place: Workplace, limits: MediaLimits) -> Page | None:
+    """The page, unless it is not wanted, or nothing is said of it and Gradio is not there. Raises StartError."""
+    is_here = importlib.util.find_spec("gradio") is not None
+    if settings.ui and not is_here:
+        raise StartError("the page needs Gradio, which is not installed: pip install 'onsight[ui]', or pass --no-ui")
+    if settings.ui is False or not is_here:
+        return None
+    folder = Path(tempfile.mkdtemp(prefix="onsight-page-"))
+    tell_gradio(folder)
+    return Page(place, limits, folder, None if settings.api_key is None else key_check(settings.api_key))
 
 
 def _engine(settings: Settings, progress: Progress | None) -> tuple[ChatEngine, ModelCard]:
@@ -140,7 +171,7 @@ def run(settings: Settings) -> None:
     """Serve until a signal: the first SIGTERM or SIGINT drains, a second one cuts. Raises StartError."""
     set_up_logging(settings)
     with loading_bar() as progress:
-        site = assemble(settings, progress)
+        site = assemble(settings, progress, with_page=True)
         asyncio.run(_serve(site, settings))
 
 

@@ -26,6 +26,7 @@ ALLOWED = {
     "engines/torch_engine/chat_template.py": "the checkpoint's chat template",
     "engines/torch_engine/families/*.py": "the checkpoint's own json files",
     "api/docs.py": "the page's script in the package",
+    "ui/packaged.py": "the page's words, style and script in the package",
 }
 
 NETWORK_MODULES = {

@@ -13,9 +13,11 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
 
 from onsight import __version__
-from onsight.api.auth import Auth
+from onsight.api.auth import PAGE, Auth
 from onsight.api.body_limits import BodyLimits
 from onsight.api.boundary import Boundary
 from onsight.api.docs import DocsRoutes
@@ -45,7 +47,7 @@ def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | N
     layers = [Middleware(Boundary)]
     if settings.api_key is not None:
         opened = frozenset(path for path, is_open in open_paths.items() if is_open)
-        layers.append(Middleware(Auth, key=settings.api_key, open_paths=opened))
+        layers.append(Middleware(Auth, key=settings.api_key, open_paths=opened, has_page=settings.page is not None))
     layers.append(
         Middleware(
             BodyLimits,
@@ -71,8 +73,15 @@ def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | N
         },
     )
     health = _add_routes(app, services, settings)
+    if settings.page is not None:
+        app.add_api_route(PAGE, _lead_to_page, include_in_schema=False)
+        app.mount(PAGE, settings.page)
     health.endpoints.update(_endpoints(app))
     return app
+
+
+async def _lead_to_page(request: Request) -> Response:
+    return RedirectResponse(f"{request.scope.get('root_path', '')}{PAGE}/")
 
 
 class _Application(FastAPI):
@@ -135,7 +144,7 @@ def _reference(model: type[BaseModel]) -> Mapping[str, str]:
 
 def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> HealthRoutes:
     chat, models = ChatRoute(services, settings), ModelRoutes(services)
-    health, docs = HealthRoutes(services), DocsRoutes(app)
+    health, docs = HealthRoutes(services, "docs" if settings.page is None else "ui"), DocsRoutes(app)
     app.add_api_route(
         "/v1/chat/completions",
         chat.answer,

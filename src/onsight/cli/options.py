@@ -75,7 +75,7 @@ def _parameter(name: str, field: FieldInfo, *, as_argument: bool) -> inspect.Par
     if as_argument:
         information = typer.Argument(help=help_text, show_default=False)
     else:
-        names = (f"{flag}/--{_opposite(name)}",) if isinstance(default, bool) else (flag,)
+        names = (f"{flag}/--{_opposite(name)}",) if _plain(field.annotation) is bool else (flag,)
         information = typer.Option(*names, help=help_text, show_default=False, metavar=metavar)
     kind = list[str] if many else _plain(field.annotation) | None
     return inspect.Parameter(

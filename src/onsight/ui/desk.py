@@ -1,0 +1,120 @@
+"""What every tab works with: the words, the model, and the tasks, asked as the API asks them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onsight.core.generation import Finished, FinishReason, TextDelta, Usage
+from onsight.core.messages import ImageRef, Message
+from onsight.media.uploads import Uploads
+from onsight.tasks.admission import Admission
+from onsight.tasks.asking import PictureCall
+from onsight.tasks.chat import Chat, ChatCall, ChoiceEvent
+from onsight.tasks.roster import Loaded, Roster
+from onsight.ui.mistakes import Mistake
+from onsight.ui.words import Words
+
+_SHOW_EVERY_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What the composition root hands to the page. `engine`: what runs the model, for the header."""
+
+    roster: Roster
+    chat: Chat
+    admission: Admission
+    engine: str
+
+    @property
+    def model(self) -> Loaded:
+        """The model that the page speaks to: the first one that chats."""
+        return next(loaded for loaded in self.roster.models if "chat" in loaded.card.capabilities)
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An answer so far; `figures`, a sentence about its cost, comes with the last one."""
+
+    text: str
+    figures: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """One language's view of the workplace."""
+
+    place: Workplace
+    words: Words
+    uploads: Uploads
+
+    async def picture(self, upload: str | None) -> PictureCall:
+        """The uploaded picture, and the model that shall look at it. Raises Mistake when there is none."""
+        if not upload:
+            raise Mistake("no_picture")
+        image = ImageRef(await asyncio.to_thread(self.uploads.read, upload), param=Path(upload).name)
+        return PictureCall(image, self.place.model, request_id=new_id())
+
+    async def follow(self, call: ChatCall) -> AsyncGenerator[Said, None]:
+        """The answer as it grows, some twenty times a second at most. Closing it cancels the request."""
+        clock, shown_s, text = _Clock(), 0.0, ""
+        async with aclosing(self.place.chat.stream(call)) as events:
+            async for choice in events:
+                clock.see(choice)
+                match choice.event:
+                    case TextDelta(piece):
+                        text += piece
+                        if text.strip() and time.monotonic() - shown_s >= _SHOW_EVERY_S:
+                            yield Said(text)
+                            shown_s = time.monotonic()
+                    case Finished(reason, usage):
+                        yield Said(text.strip(), self.figures(usage, reason, clock))
+
+    def figures(self, usage: Usage, reason: FinishReason, clock: _Clock) -> str:
+        """Tokens, tokens a second after the first, and seconds; and that an answer was cut, if it was."""
+        ended_s = time.monotonic()
+        first_s = ended_s if clock.first_s is None else clock.first_s
+        rate = max(usage.completion_tokens - 1, 0) / max(ended_s - first_s, 1e-6)
+        told = self.words(
+            "page.figures",
+            tokens=usage.completion_tokens,
+            rate=f"{rate:.1f}" if usage.completion_tokens > 1 else "—",
+            seconds=f"{ended_s - clock.began_s:.1f}",
+            first=f"{first_s - clock.began_s:.2f}",
+        )
+        cut = self.words("page.cut", tokens=usage.completion_tokens) if reason == "length" else ""
+        return f"{told} {cut}".strip()
+
+
+class _Clock:
+    """When an answer began, and when its first token came (monotonic s)."""
+
+    def __init__(self) -> None:
+        self.began_s = time.monotonic()
+        self.first_s: float | None = None
+
+    def see(self, choice: ChoiceEvent) -> None:
+        if self.first_s is None and isinstance(choice.event, TextDelta):
+            self.first_s = time.monotonic()
+
+
+def new_id() -> str:
+    """An id for a request, as the API's boundary gives one to each of its own."""
+    return uuid.uuid4().hex
+
+
+def noting(call: ChatCall, note: Callable[[tuple[Message, ...]], None]) -> ChatCall:
+    """`call`, with `note` shown its messages once their pictures are open, on a thread; what it raises ends it."""
+    compose = call.compose
+
+    def noted(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        note(messages)
+        return messages if compose is None else compose(messages)
+
+    return replace(call, compose=noted)
