@@ -100,6 +100,10 @@ class ChatTab:
         return messages, history, gr.skip() if field is None else field, ""
 
 
+def _nothing() -> Shown:
+    return [], (), {"text": "", "files": []}, ""
+
+
 def add_chat_tab(desk: Desk) -> None:
     """Lay the tab out."""
     words, work = desk.words, ChatTab(desk)
@@ -123,8 +127,7 @@ def add_chat_tab(desk: Desk) -> None:
             elem_id="message",
         )
         trouble = problem_line()
-        with gr.Row():
-            buttons = gr.Row(scale=1)
+        buttons = gr.Row()
         with gr.Accordion(words("page.settings"), open=False):
             default = card.defaults.temperature
             most = gr.Slider(1, 4096, _MAX_TOKENS, step=1, label=words("page.tokens"))
@@ -136,9 +139,8 @@ def add_chat_tab(desk: Desk) -> None:
         with buttons:
             stop_button(words, asked)
             clear = gr.Button(words("chat.clear"), size="sm")
-            clear.click(
-                lambda: ([], (), {"text": "", "files": []}, ""), None, shown, cancels=[asked], api_visibility="private"
-            )
+            for cleared in (clear.click, talk.clear):
+                cleared(_nothing, None, shown, cancels=[asked], api_visibility="private")
         questions = ("chat.describe", "chat.read", "chat.count")
         gr.Examples(
             [

@@ -15,7 +15,7 @@ from onsight.media.marks import draw_marks
 from onsight.ui.words import Words
 
 _LARGE = 1280
-_SMALL = 160
+_SMALL = 240
 _MOST_FRAMES = 64
 
 

@@ -58,10 +58,11 @@ def _blocks(desk: Desk) -> gr.Blocks:
     with gr.Blocks(
         title=words("page.title"), analytics_enabled=False, delete_cache=(_SWEEP_EVERY_S, _UPLOADS_LIVE_S)
     ) as blocks:
-        header = gr.HTML(lambda: header_of(desk), every=None, elem_id="header")
-        gr.Timer(_LOOK_AGAIN_S).tick(
-            lambda: header_of(desk), None, header, queue=False, show_progress="hidden", api_visibility="private"
-        )
+        header = gr.HTML(elem_id="header")
+        for look in (blocks.load, gr.Timer(_LOOK_AGAIN_S).tick):
+            look(
+                lambda: header_of(desk), None, header, queue=False, show_progress="hidden", api_visibility="private"
+            )
         with gr.Tabs():
             for capability, add_tab in _TABS.items():
                 if capability in capabilities:

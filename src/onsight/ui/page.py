@@ -28,6 +28,12 @@ _POLICY = (
     " worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
 
+# An eye; without an icon of its own a browser asks for /favicon.ico.
+_ICON = (
+    "<link rel=\"icon\" href=\"data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'>"
+    "<ellipse cx='8' cy='8' rx='7.5' ry='5' fill='%232563eb'/><circle cx='8' cy='8' r='3' fill='white'/></svg>\">"
+)
+
 # What Gradio's page says of itself to other sites, and a file at a path that is not ours.
 _ADVERTISING = re.compile(r'<meta\s+(?:property|name)="(?:og|twitter):[^>]*>|<link rel="manifest"[^>]*>')
 
@@ -121,6 +127,7 @@ class _Cleaned:
             return
         headers = MutableHeaders(raw=list(self._start["headers"]))
         page = _ADVERTISING.sub("", self._body.decode()).replace('lang="en"', f'lang="{self._language}"', 1)
+        page = page.replace("</head>", f"{_ICON}</head>", 1)
         body = page.encode()
         headers["content-length"] = str(len(body))
         headers["content-security-policy"] = _POLICY

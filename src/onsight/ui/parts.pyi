@@ -14,6 +14,8 @@ from gradio.events import Dependency
 class Picture(gr.Image):  # type: ignore[misc]  # Gradio is untyped here
     """An uploaded picture, handed on as the path of its file: only the media door opens it."""
 
+    is_template = True  # It looks as Gradio's own does.
+
     def preprocess(self, payload: gr.data_classes.ImageData | None) -> str | None:
         return None if payload is None else payload.path
     from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
@@ -25,6 +27,8 @@ class Picture(gr.Image):  # type: ignore[misc]  # Gradio is untyped here
 
 class Pictures(gr.File):  # type: ignore[misc]
     """Several uploaded pictures, handed on as the paths of their files."""
+
+    is_template = True
 
     def preprocess(self, payload: gr.data_classes.ListFiles | None) -> list[str]:
         return [] if payload is None else [file.path for file in payload.root]
