@@ -15,6 +15,10 @@ from training.draw import EVALUATION_STYLE, Screen, draw_screen
 playwright = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("gradio")
 
+# Patience for a machine that others share; nothing here asserts a time.
+PATIENCE_MS = 60_000
+playwright.expect.set_options(timeout=PATIENCE_MS)
+
 SCREEN_SEED = 7_100_003
 PHONE = {"width": 390, "height": 844}
 WIDE = {"width": 1280, "height": 900}
@@ -73,7 +77,7 @@ def visit(server: Served, browser: object) -> Iterator[Callable[..., Visit]]:
             color_scheme="dark" if dark else "light",
             reduced_motion="reduce",
         )
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         visited = Visit(context.new_page(), url)
         visited.watch()
