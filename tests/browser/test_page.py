@@ -90,7 +90,7 @@ def test_two_pictures_are_both_seen(visit: Open, screen_file: Path, tmp_path: Pa
 
 def test_an_example_is_asked_with_two_clicks(visit: Open) -> None:
     visited = visit()
-    visited.page.get_by_text("Describe the screen.").first.click()
+    visited.page.get_by_role("button", name="Describe the screen.").click()
     expect(visited.page.locator("#message .thumbnail-item")).to_have_count(1)
     visited.page.locator("#message textarea").press("Enter")
     expect(bot(visited)).to_contain_text("screen")

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from html import escape
 
 import gradio as gr
@@ -18,7 +19,7 @@ from onsight.tasks.chat import ChatCall
 from onsight.ui.desk import Desk, new_id, noting
 from onsight.ui.drawn import thumbnails
 from onsight.ui.mistakes import Mistake
-from onsight.ui.packaged import examples
+from onsight.ui.packaged import example_url
 from onsight.ui.parts import bind, problem, problem_line, stop_button
 
 _MAX_TOKENS = 512
@@ -141,13 +142,17 @@ def add_chat_tab(desk: Desk) -> None:
             clear = gr.Button(words("chat.clear"), size="sm")
             for cleared in (clear.click, talk.clear):
                 cleared(_nothing, None, shown, cancels=[asked], api_visibility="private")
-        questions = ("chat.describe", "chat.read", "chat.count")
-        gr.Examples(
-            [
-                [{"text": words(question), "files": [file]}]
-                for question, file in zip(questions, examples(), strict=True)
-            ],
-            [field],
-            label=words("page.examples"),
-            api_visibility="private",
-        )
+        _add_examples(desk, field)
+
+
+def _add_examples(desk: Desk, field: gr.MultimodalTextbox) -> None:
+    """Pictures of our own, each with a button that puts it and a question into the message field."""
+    gr.Markdown(desk.words("page.examples"))
+    with gr.Row():
+        for example, key in zip(desk.examples, ("chat.describe", "chat.read", "chat.count"), strict=False):
+            question = desk.words(key)
+            with gr.Column(min_width=160):
+                gr.HTML(f'<img class="example" src="{example_url(example)}" alt="">')
+                choose = gr.Button(question, size="sm", elem_classes="example-button")
+                given = {"text": question, "files": [str(example)]}
+                choose.click(partial(dict, given), None, field, queue=False, api_visibility="private")

@@ -48,11 +48,12 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """One language's view of the workplace."""
+    """One language's view of the workplace. `examples`: pictures of our own, among the uploads."""
 
     place: Workplace
     words: Words
     uploads: Uploads
+    examples: tuple[Path, ...] = ()
 
     async def picture(self, upload: str | None) -> PictureCall:
         """The uploaded picture, and the model that shall look at it. Raises Mistake when there is none."""

@@ -19,6 +19,7 @@ from onsight.media.limits import MediaLimits
 from onsight.media.uploads import Uploads
 from onsight.ui.desk import Desk, Workplace
 from onsight.ui.gate import Gate
+from onsight.ui.packaged import lay_out_examples
 from onsight.ui.words import LANGUAGES, choose_language, load_words
 
 # Gradio's script is inline and builds functions of the page's own texts; whatever it does, it asks this server alone.
@@ -75,8 +76,9 @@ class Page:
 
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         uploads = Uploads(self._folder, self._max_bytes)
+        examples = lay_out_examples(self._folder / "examples")
         for words in self._words.values():
-            mount(app, Desk(self._place, words, uploads), self._max_bytes)
+            mount(app, Desk(self._place, words, uploads, examples), self._max_bytes)
         return app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
