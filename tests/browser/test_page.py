@@ -36,6 +36,12 @@ def attach(visited: Visit, element: str, file: Path) -> None:
     visited.page.wait_for_selector(f"#{element} img")
 
 
+def put(visited: Visit, file: Path) -> None:
+    """Upload `file` into the text tab, and wait until it is there."""
+    visited.page.set_input_files("#ocr-file input[type=file]", str(file))
+    expect(visited.page.locator("#ocr-file tr.file")).to_have_count(1)
+
+
 def ask(visited: Visit, question: str, *files: Path) -> None:
     """Type a question in the chat, with files, and send it with the keyboard."""
     if files:
@@ -118,7 +124,7 @@ def test_a_message_without_words_is_an_error_in_words(visit: Open) -> None:
 def test_the_text_is_read_and_kept_as_a_file(visit: Open, screen_file: Path, screen: Screen, language: str) -> None:
     visited, words = visit(LANGUAGES[language]), load_words(language)
     visited.tab(words("ocr.tab"))
-    attach(visited, "ocr-picture", screen_file)
+    put(visited, screen_file)
     visited.page.click("#ocr-read")
     expect(text_of(visited, "ocr-text")).to_have_value(re.compile("Tomorrow"))
     expect(visited.page.locator(".figures:visible")).to_contain_text(RATE[language])
@@ -137,9 +143,7 @@ def describe(visited: Visit) -> None:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_a_box_drawn_with_the_mouse_is_described(
-    visit: Open, screen_file: Path, screen: Screen, language: str
-) -> None:
+def test_a_box_drawn_with_the_mouse_is_described(visit: Open, screen_file: Path, screen: Screen, language: str) -> None:
     visited = visit(LANGUAGES[language])
     visited.tab(load_words(language)("region.tab"))
     attach(visited, "region-picture", screen_file)
@@ -259,7 +263,7 @@ def test_two_visitors_at_once_keep_apart(visit: Open, screen_file: Path, tmp_pat
     visits = [visit(), visit("ru-RU")]
     for visited, file in zip(visits, (screen_file, other), strict=True):
         visited.tab(load_words("ru" if visited is visits[1] else "en")("ocr.tab"))
-        attach(visited, "ocr-picture", file)
+        put(visited, file)
     for visited in visits:
         visited.page.click("#ocr-read")
     texts = []
@@ -349,7 +353,7 @@ def _chat(visited: Visit, words: Words, file: Path, screen: Screen) -> None:
 
 
 def _ocr(visited: Visit, words: Words, file: Path, screen: Screen) -> None:
-    attach(visited, "ocr-picture", file)
+    put(visited, file)
     visited.page.click("#ocr-read")
     expect(visited.page.locator(".figures:visible")).not_to_be_empty()
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from onsight.core.messages import Text
 from onsight.engines.fake_engine import FakeScript
 from tests.api.finder import Finder, middle
 from tests.media.clips import clip
+from tests.media.papers import BLUE, RED, paper
 from tests.ui.conftest import Office, last
 
 pytest.importorskip("gradio")
@@ -82,7 +84,7 @@ async def test_an_answer_comes_piece_by_piece_with_its_cost_at_the_end(furnish: 
     shown = [item async for item in ChatTab(office.desk).ask({"text": "one two three", "files": []}, (), 16, 0.0)]
     answers = [messages[-1]["content"] for messages, *_ in shown if messages[-1]["role"] == "assistant"]
     assert len(answers) > 2
-    assert all(later.startswith(earlier) for earlier, later in zip(answers[:-2], answers[1:-1], strict=True))
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(answers[:-1]))
     assert re.search(r"<small>\d+ tokens · [\d.—]+ tokens/s · [\d.]+ s", answers[-1])
 
 
@@ -128,11 +130,18 @@ async def test_a_file_outside_the_uploads_is_not_read(office: Office) -> None:
 
 
 async def test_ocr_asks_the_cards_question(office: Office) -> None:
-    text, figures, problem = await last(OcrTab(office.desk).read(office.upload()))
+    seen, text, figures, problem = await last(OcrTab(office.desk).read(office.upload()))
     assert text.startswith("fake engine: Read the picture.")
     assert "tokens/s" in figures
-    assert problem == ""
+    assert (seen.count("<img "), problem) == (1, "")
     assert office.records[0].task == "ocr"
+
+
+async def test_a_pdf_is_read_page_by_page(office: Office) -> None:
+    seen, text, figures, _ = await last(OcrTab(office.desk).read(office.upload("paper.pdf", paper((RED, BLUE)))))
+    assert seen.count("<img ") == 2
+    assert [part.startswith("fake engine: Read the picture.") for part in text.split("\n\n")] == [True, True]
+    assert int(figures.split(" ")[0]) > len(text.split("\n\n")[0].split())
 
 
 async def test_a_tab_without_a_picture_says_so(furnish: Furnish) -> None:
@@ -160,7 +169,8 @@ async def test_a_box_outside_the_picture_is_named_with_its_size(office: Office) 
 async def test_a_target_is_told_in_the_original_pixels_and_drawn(furnish: Furnish) -> None:
     office = furnish(engine=finder())
     upload = office.upload("my screen.png", spot())
-    drawn, places, curl, problem = await last(LocateTab(office.desk).find(upload, " it's @home ", "point", False, REQUEST))
+    found = LocateTab(office.desk).find(upload, " it's @home ", "point", False, REQUEST)
+    drawn, places, curl, problem = await last(found)
     assert problem == ""
     x, y = map(float, places.split(" ")[0].split(","))
     assert (abs(x - 110) < 1, abs(y - 60) < 1) == (True, True)

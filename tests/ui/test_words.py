@@ -35,7 +35,9 @@ def test_the_page_asks_for_no_key_that_is_missing_and_leaves_none_unused() -> No
     asked |= {f"mistake.{key}" for key in re.findall(r'Mistake\(\s*"(\w+)"', source)}
     known = set(load_words("en").texts)
     assert asked <= known
-    built = re.compile(r"error\.|page\.state_|captions\.(short|normal|long|file|caption|csv|jsonl)$|locate\.(point|box)$")
+    built = re.compile(
+        r"error\.|page\.state_|locate\.(point|box)$|captions\.(short|normal|long|file|caption|csv|jsonl)"
+    )
     assert {key for key in known - asked if not built.match(key)} == set()
 
 

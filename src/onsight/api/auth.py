@@ -1,29 +1,35 @@
-"""Who may call: with a key, nobody without it, on any path that is not listed here."""
+"""Who may call: with keys, nobody without one, on any path that is not listed here as open."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections.abc import Callable
-
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as AsgiScope
 
-from onsight.api.errors import Unauthorized
+from onsight.api.errors import Forbidden, Unauthorized
+from onsight.api.keys import Caller, KeyBook, Scope
 
 ALWAYS_OPEN = frozenset({"/health", "/ready", "/docs"})
 """Paths that need no key: probes have none, and the /docs page is a form that asks for it."""
 
+NEEDED: tuple[tuple[str, Scope], ...] = (
+    ("/v1/chat/", "chat"),
+    ("/v1/responses", "chat"),
+    ("/v1/caption", "chat"),
+    ("/v1/ocr", "chat"),
+    ("/v1/locate", "chat"),
+    ("/v1/describe", "chat"),
+    ("/infer", "chat"),
+    ("/metrics", "admin"),
+)
+"""How a path begins, and the scope that it needs."""
+
+ANY_KEY = ("/v1/models", "/openapi.json")
+"""Beginnings of paths that every key opens, besides `/` itself; a path that nothing answers at is 404 for each key."""
+
 
 PAGE = "/ui"
 """Where the page is; it asks for a key in its own way, since a browser sends no header of ours."""
-
-
-def key_check(key: str) -> Callable[[str], bool]:
-    """What tells whether a given text is `key`, in a time that tells nothing of it."""
-    # Digests have one length, so that comparing them does not tell the key's.
-    digest = hashlib.sha256(key.encode()).digest()
-    return lambda given: hmac.compare_digest(hashlib.sha256(given.encode()).digest(), digest)
 
 
 class Auth:
@@ -33,29 +39,52 @@ class Auth:
     """
 
     def __init__(
-        self, app: ASGIApp, *, key: str, open_paths: frozenset[str] = frozenset(), has_page: bool = False
+        self, app: ASGIApp, *, keys: KeyBook, open_paths: frozenset[str] = frozenset(), has_page: bool = False
     ) -> None:
         self._app = app
-        self._accepts = key_check(key)
+        self._keys = keys
         self._open = ALWAYS_OPEN | open_paths
         self._has_page = has_page
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or (scope["type"] == "http" and self._is_open(scope["path"])):
             await self._app(scope, receive, send)
             return
         given = _given_key(Headers(scope=scope))
-        if given is not None and self._accepts(given):
+        caller = None if given is None else self._keys.find(given)
+        if caller is not None:
+            _check(caller, scope["path"])
+            scope.setdefault("state", {})["caller"] = caller
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         elif given is None:
             raise Unauthorized("this server needs a key; send it as 'Authorization: Bearer KEY'")
         else:
-            raise Unauthorized("the key is wrong; send the server's key as 'Authorization: Bearer KEY'")
+            raise Unauthorized(
+                "the key is wrong or has expired; send a key of this server as 'Authorization: Bearer KEY'"
+            )
 
     def _is_open(self, path: str) -> bool:
         return path in self._open or (self._has_page and (path == PAGE or path.startswith(f"{PAGE}/")))
+
+
+def _check(caller: Caller, path: str) -> None:
+    """Raises Forbidden for a path that the caller's key does not open."""
+    needed = scope_of(path)
+    if needed is not None and not caller.may(needed):
+        raise Forbidden(f"the key {caller.name!r} opens {' and '.join(caller.scopes)}; {path} needs {needed}")
+
+
+def scope_of(path: str) -> Scope | None:
+    """What a key must open for `path`; None where any key does."""
+    return next((scope for beginning, scope in NEEDED if path.startswith(beginning)), None)
+
+
+def caller_of(scope: AsgiScope) -> Caller | None:
+    """Who sent the request of `scope`; None on a server without keys."""
+    found: Caller | None = scope.get("state", {}).get("caller")
+    return found
 
 
 def _given_key(headers: Headers) -> str | None:

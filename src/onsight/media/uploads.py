@@ -6,6 +6,7 @@ from pathlib import Path
 
 from onsight.core.errors import InvalidMedia, TooLarge
 from onsight.core.messages import ImageRef, VideoRef
+from onsight.core.pages import Pages
 from onsight.media.video_files import video_format
 
 
@@ -34,8 +35,8 @@ class Uploads:
 
 
 def as_reference(data: bytes) -> ImageRef | VideoRef:
-    """A file's bytes as a picture or a video; a GIF is a picture, its first frame."""
-    return VideoRef(data) if video_format(data) in ("MP4", "WEBM") else ImageRef(data)
+    """A file's bytes as a video, or as a picture or all pages of a PDF; a GIF is a picture, its first frame."""
+    return VideoRef(data) if video_format(data) in ("MP4", "WEBM") else ImageRef(data, pages=Pages())
 
 
 def _gone() -> InvalidMedia:

@@ -123,7 +123,7 @@ def add_chat_tab(desk: Desk) -> None:
             label=words("chat.message"),
             placeholder=words("chat.placeholder"),
             file_count="multiple",
-            file_types=["image", *_VIDEO_ENDINGS] if card.frames else ["image"],
+            file_types=["image", ".pdf", *(_VIDEO_ENDINGS if card.frames else ())],
             max_plain_text_length=100_000,
             elem_id="message",
         )

@@ -10,12 +10,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from onsight.core.generation import Finished, FinishReason, TextDelta, Usage
+from onsight.core.generation import Event, Finished, TextDelta
 from onsight.core.messages import ImageRef, Message
+from onsight.core.pages import Pages
 from onsight.media.uploads import Uploads
 from onsight.tasks.admission import Admission
 from onsight.tasks.asking import PictureCall
-from onsight.tasks.chat import Chat, ChatCall, ChoiceEvent
+from onsight.tasks.chat import Chat, ChatCall
 from onsight.tasks.roster import Loaded, Roster
 from onsight.ui.mistakes import Mistake
 from onsight.ui.words import Words
@@ -55,54 +56,66 @@ class Desk:
     uploads: Uploads
     examples: tuple[Path, ...] = ()
 
-    async def picture(self, upload: str | None) -> PictureCall:
-        """The uploaded picture, and the model that shall look at it. Raises Mistake when there is none."""
+    async def picture(self, upload: str | None, pages: Pages | None = None) -> PictureCall:
+        """The uploaded picture, and the model that shall look at it; `pages`: a PDF is welcome too.
+
+        Raises Mistake when there is none.
+        """
         if not upload:
             raise Mistake("no_picture")
-        image = ImageRef(await asyncio.to_thread(self.uploads.read, upload), param=Path(upload).name)
-        return PictureCall(image, self.place.model, request_id=new_id())
+        data = await asyncio.to_thread(self.uploads.read, upload)
+        return PictureCall(ImageRef(data, pages=pages), self.place.model, request_id=new_id())
 
     async def follow(self, call: ChatCall) -> AsyncGenerator[Said, None]:
-        """The answer as it grows, some twenty times a second at most. Closing it cancels the request."""
-        clock, shown_s, text = _Clock(), 0.0, ""
+        """The answer as it grows, some twenty times a second at most; a PDF's pages have an empty line between.
+
+        Closing it cancels the request.
+        """
+        cost, shown_s, text = _Cost(), 0.0, ""
         async with aclosing(self.place.chat.stream(call)) as events:
             async for choice in events:
-                clock.see(choice)
+                cost.see(choice.event)
                 match choice.event:
                     case TextDelta(piece):
                         text += piece
                         if text.strip() and time.monotonic() - shown_s >= _SHOW_EVERY_S:
                             yield Said(text)
                             shown_s = time.monotonic()
-                    case Finished(reason, usage):
-                        yield Said(text.strip(), self.figures(usage, reason, clock))
-
-    def figures(self, usage: Usage, reason: FinishReason, clock: _Clock) -> str:
-        """Tokens, tokens a second after the first, and seconds; and that an answer was cut, if it was."""
-        ended_s = time.monotonic()
-        first_s = ended_s if clock.first_s is None else clock.first_s
-        rate = max(usage.completion_tokens - 1, 0) / max(ended_s - first_s, 1e-6)
-        told = self.words(
-            "page.figures",
-            tokens=usage.completion_tokens,
-            rate=f"{rate:.1f}" if usage.completion_tokens > 1 else "—",
-            seconds=f"{ended_s - clock.began_s:.1f}",
-            first=f"{first_s - clock.began_s:.2f}",
-        )
-        cut = self.words("page.cut", tokens=usage.completion_tokens) if reason == "length" else ""
-        return f"{told} {cut}".strip()
+                    case Finished():
+                        text = f"{text.strip()}\n\n"
+        yield Said(text.strip(), cost.told(self.words))
 
 
-class _Clock:
-    """When an answer began, and when its first token came (monotonic s)."""
+class _Cost:
+    """What an answer took: tokens, and monotonic seconds."""
 
     def __init__(self) -> None:
-        self.began_s = time.monotonic()
-        self.first_s: float | None = None
+        self._began_s = time.monotonic()
+        self._first_s: float | None = None
+        self._tokens = 0
+        self._is_cut = False
 
-    def see(self, choice: ChoiceEvent) -> None:
-        if self.first_s is None and isinstance(choice.event, TextDelta):
-            self.first_s = time.monotonic()
+    def see(self, event: Event) -> None:
+        match event:
+            case TextDelta():
+                self._first_s = self._first_s or time.monotonic()
+            case Finished(reason, usage):
+                self._tokens += usage.completion_tokens
+                self._is_cut = self._is_cut or reason == "length"
+
+    def told(self, words: Words) -> str:
+        """Tokens, tokens a second after the first, and seconds; and that the answer was cut, if it was."""
+        ended_s = time.monotonic()
+        first_s = self._first_s or ended_s
+        rate = (self._tokens - 1) / max(ended_s - first_s, 1e-6)
+        figures = words(
+            "page.figures",
+            tokens=self._tokens,
+            rate=f"{rate:.1f}" if self._tokens > 1 else "—",
+            seconds=f"{ended_s - self._began_s:.1f}",
+            first=f"{first_s - self._began_s:.2f}",
+        )
+        return f"{figures} {words('page.cut', tokens=self._tokens)}" if self._is_cut else figures
 
 
 def new_id() -> str:

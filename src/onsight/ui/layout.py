@@ -60,9 +60,7 @@ def _blocks(desk: Desk) -> gr.Blocks:
     ) as blocks:
         header = gr.HTML(elem_id="header")
         for look in (blocks.load, gr.Timer(_LOOK_AGAIN_S).tick):
-            look(
-                lambda: header_of(desk), None, header, queue=False, show_progress="hidden", api_visibility="private"
-            )
+            look(lambda: header_of(desk), None, header, queue=False, show_progress="hidden", api_visibility="private")
         with gr.Tabs():
             for capability, add_tab in _TABS.items():
                 if capability in capabilities:

@@ -1,4 +1,4 @@
-"""The text tab: the text in a picture, to copy or to keep as a file."""
+"""The text tab: the text in a picture or a PDF, to copy or to keep as a file."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from contextlib import aclosing
 import gradio as gr
 
 from onsight.core.errors import RequestError
+from onsight.core.messages import Message
+from onsight.core.pages import Pages
 from onsight.tasks import ocr
-from onsight.ui.desk import Desk
+from onsight.ui.desk import Desk, noting
+from onsight.ui.drawn import thumbnails
 from onsight.ui.mistakes import Mistake
-from onsight.ui.parts import bind, picture_input, problem, problem_line, stop_button
+from onsight.ui.parts import Document, bind, problem, problem_line, stop_button
 
 
 class OcrTab:
@@ -20,18 +23,22 @@ class OcrTab:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
-    async def read(self, upload: str | None) -> AsyncGenerator[tuple[str, str, str], None]:
-        """The text so far, its figures, and the problem."""
-        text = ""
+    async def read(self, upload: str | None) -> AsyncGenerator[tuple[str, str, str, str], None]:
+        """What the model saw (HTML), the text so far, its figures, and the problem."""
+        words, seen, text = self._desk.words, [""], ""
+
+        def note(messages: tuple[Message, ...]) -> None:
+            seen[0] = thumbnails(messages[0].images, words)
+
         try:
-            call = ocr.prompt(await self._desk.picture(upload))
-            yield "", "", ""
+            call = noting(ocr.prompt(await self._desk.picture(upload, Pages())), note)
+            yield "", "", "", ""
             async with aclosing(self._desk.follow(call)) as said:
                 async for piece in said:
                     text = piece.text
-                    yield text, piece.figures, ""
+                    yield seen[0], text, piece.figures, ""
         except (Mistake, RequestError) as error:
-            yield text, "", problem(self._desk.words.sentence(error))
+            yield seen[0], text, "", problem(words.sentence(error))
 
 
 def add_ocr_tab(desk: Desk) -> None:
@@ -40,16 +47,17 @@ def add_ocr_tab(desk: Desk) -> None:
     with gr.Tab(words("ocr.tab"), id="ocr"):
         with gr.Row():
             with gr.Column(min_width=280):
-                picture = picture_input(words, "ocr-picture")
+                file = Document(label=words("ocr.file"), file_types=["image", ".pdf"], height=160, elem_id="ocr-file")
                 read = gr.Button(words("ocr.read"), variant="primary", elem_id="ocr-read")
                 buttons = gr.Row()
+                seen = gr.HTML(elem_id="ocr-seen")
             with gr.Column(min_width=280):
                 text = gr.Textbox(label=words("ocr.text"), lines=12, buttons=["copy"], elem_id="ocr-text")
                 figures = gr.Markdown(elem_classes="figures")
                 trouble = problem_line()
                 # The browser writes the file itself, so that no text of a visitor lies on the server's disk.
                 keep = gr.Button(words("ocr.download"), elem_id="ocr-download")
-        reading = bind([read.click], work.read, [picture], [text, figures, trouble])
+        reading = bind([read.click], work.read, [file], [seen, text, figures, trouble])
         keep.click(
             None, [text], None, js="(text) => onsight.keep('ocr_result_', '.txt', text)", api_visibility="private"
         )

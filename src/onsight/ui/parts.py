@@ -28,6 +28,15 @@ class Pictures(gr.File):  # type: ignore[misc]
         return [] if payload is None else [file.path for file in payload.root]
 
 
+class Document(gr.File):  # type: ignore[misc]
+    """One uploaded picture or PDF, handed on as the path of its file."""
+
+    is_template = True
+
+    def preprocess(self, payload: gr.data_classes.FileData | None) -> str | None:
+        return None if payload is None else payload.path
+
+
 def picture_input(words: Words, element: str) -> Picture:
     """A place for one picture; `element` is its id on the page."""
     return Picture(

@@ -9,8 +9,6 @@ import gradio as gr
 
 from onsight.ui.words import Words
 
-from gradio.events import Dependency
-
 class Picture(gr.Image):  # type: ignore[misc]  # Gradio is untyped here
     """An uploaded picture, handed on as the path of its file: only the media door opens it."""
 
@@ -18,12 +16,14 @@ class Picture(gr.Image):  # type: ignore[misc]  # Gradio is untyped here
 
     def preprocess(self, payload: gr.data_classes.ImageData | None) -> str | None:
         return None if payload is None else payload.path
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
-
 
 class Pictures(gr.File):  # type: ignore[misc]
     """Several uploaded pictures, handed on as the paths of their files."""
@@ -32,12 +32,14 @@ class Pictures(gr.File):  # type: ignore[misc]
 
     def preprocess(self, payload: gr.data_classes.ListFiles | None) -> list[str]:
         return [] if payload is None else [file.path for file in payload.root]
-    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
-
 
 def picture_input(words: Words, element: str) -> Picture:
     """A place for one picture; `element` is its id on the page."""
@@ -50,16 +52,13 @@ def picture_input(words: Words, element: str) -> Picture:
         buttons=[],
     )
 
-
 def problem_line() -> gr.HTML:
     """Where a tab says what went wrong."""
     return gr.HTML("", elem_classes="problem")
 
-
 def problem(sentence: str) -> str:
     """The sentence as the problem line shows it; readers of the screen hear it at once."""
     return f'<p role="alert">{escape(sentence)}</p>' if sentence else ""
-
 
 def bind(
     triggers: Sequence[Callable[..., object]],
@@ -77,7 +76,6 @@ def bind(
         concurrency_limit=None,
         show_progress="hidden",
     )
-
 
 def stop_button(words: Words, running: object) -> gr.Button:
     """A button that ends what `running`, a bound event, does: its generator is closed, its request cancelled."""
