@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -63,30 +64,34 @@ class Office:
         return str(path)
 
 
+def furnished(
+    folder: Path,
+    doors: list[MediaDoor],
+    language: str = "en",
+    *,
+    engine: ChatEngine | None = None,
+    script: FakeScript = FakeScript(),  # noqa: B008 (frozen)
+    places: int = 8,
+) -> Office:
+    """An office whose uploads are in `folder`; `engine` or `script` says how answers are made. Its door joins `doors`,
+    to be closed."""
+    if engine is None:
+        engine = FakeEngine(script)
+        with suppress(StopIteration):
+            engine.start().send(None)
+    roster, admission, door = Roster([Loaded(("fake",), CARD, engine, 0)]), Admission(places), MediaDoor()
+    doors.append(door)
+    records: list[Record] = []
+    place = Workplace(roster, Chat(roster, door, admission, (records.append,)), admission, "fake")
+    desk = Desk(place, load_words(language), Uploads(folder, 1 << 20))
+    return Office(desk, folder, admission, engine, records)
+
+
 @pytest.fixture
 def furnish(tmp_path: Path) -> Iterator[Callable[..., Office]]:
-    """Makes offices; `engine` or `script` says how answers are made."""
+    """Makes offices; see `furnished`."""
     doors: list[MediaDoor] = []
-
-    def make(
-        language: str = "en",
-        *,
-        engine: ChatEngine | None = None,
-        script: FakeScript = FakeScript(),  # noqa: B008 (frozen)
-        places: int = 8,
-    ) -> Office:
-        if engine is None:
-            engine = FakeEngine(script)
-            with suppress(StopIteration):
-                engine.start().send(None)
-        roster, admission, door = Roster([Loaded(("fake",), CARD, engine, 0)]), Admission(places), MediaDoor()
-        doors.append(door)
-        records: list[Record] = []
-        place = Workplace(roster, Chat(roster, door, admission, (records.append,)), admission, "fake")
-        desk = Desk(place, load_words(language), Uploads(tmp_path, 1 << 20))
-        return Office(desk, tmp_path, admission, engine, records)
-
-    yield make
+    yield partial(furnished, tmp_path, doors)
     for door in doors:
         door.close()
 
