@@ -16,14 +16,19 @@ install: $(VENV)/.installed ## build .venv with everything that serving and test
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) --constraint constraints.txt --editable '.[dev,ui]'
 	touch $@
 
-serve: install ## serve the bundled model on 127.0.0.1:8000 (ONSIGHT_HOST, ONSIGHT_PORT)
+serve: install ## serve the bundled model and the page on 127.0.0.1:8000 (ONSIGHT_HOST, ONSIGHT_PORT)
 	exec $(BIN)/onsight serve
 
 test: install ## run the default test suite
 	$(BIN)/python -m pytest
+
+test-browser: install ## run the page's tests in Debian's Chromium, and take the pictures in docs/images/page/
+	command -v chromium >/dev/null || apt-get install -y chromium
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/python -m pytest -m browser tests/browser
 
 test-slow: install ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
