@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +17,8 @@ from transformers.initialization import no_init_weights
 
 from onsight.core.engine import Progress
 from onsight.core.errors import StartError
+from onsight.engines.torch_engine.narrowing import Narrowed, as_stored, by_rule, narrow
+from onsight.engines.torch_engine.quantize import Scheme
 from onsight.engines.torch_engine.settings import DeviceChoice, DtypeChoice
 from onsight.models.hub import ADAPTER_CONFIG
 
@@ -31,6 +33,8 @@ _FORGETTABLE = (".rotary_emb.inv_freq", ".position_ids")
 """Buffers that old checkpoints store though they are computed, not learned."""
 _PLAIN_KINDS = ("F64", "F32", "F16", "BF16")
 """How safetensors calls the number formats that hold weights as they are; all others are quantised."""
+QUANT_METHOD = "onsight"
+"""In config.json: the weights are quantised, and this program reads them."""
 _NAMED = 3
 """So many tensors of each fault are named in a refusal."""
 
@@ -40,12 +44,16 @@ class Checkpoint:
     """A folder that was checked, and how its model is to stand in memory.
 
     On torch's "meta" device tensors have shapes and no numbers: what is stored is then checked, and nothing is read.
+    `scheme`: the few bits in which the decoder's products stand, None for `dtype`. `keep` is handed the model when it
+    is whole, before any part is laid out for the processor.
     """
 
     folder: Path
     device: torch.device
     dtype: torch.dtype
     progress: Progress | None = None
+    scheme: Scheme | None = None
+    keep: Callable[[nn.Module], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,8 +219,12 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, rename: Callable[[str
     Raises StartError that names the tensors that are missing, unexpected, mis-shaped or there twice, before any of them
     is read; computed buffers and tied output weights may be absent or present.
     """
-    targets: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
     stored = stored_tensors(checkpoint.folder)
+    order = packed_as(checkpoint.folder)
+    narrowed = _narrow(model, checkpoint, stored, rename)
+    targets: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    if order is None:
+        targets = narrowed.targets(targets)
     places = _account(checkpoint.folder, stored, targets, rename)
     if checkpoint.device.type == "meta":
         return
@@ -220,10 +232,61 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, rename: Callable[[str
     for path in sorted({one.path for one in stored.values()}):
         with _opened(path, "pt") as file, torch.no_grad():
             for name in [name for name in places if stored[name].path == path]:
-                targets[places[name]].copy_(file.get_tensor(name))
+                tensor, place = file.get_tensor(name), places[name]
+                if order is None and place in narrowed.parts:
+                    linear, part = narrowed.parts[place]
+                    linear.take(part, tensor)
+                elif order is not None and targets[place].dtype == tensor.dtype:
+                    targets[place].data = tensor  # stays in the file until it is read
+                else:
+                    targets[place].copy_(tensor)
                 done += 1
                 if checkpoint.progress is not None:
                     checkpoint.progress(done, len(places))
+    narrowed.finish(targets, order)
+    if checkpoint.keep is not None:
+        checkpoint.keep(model)
+    narrowed.settle()
+
+
+def _narrow(
+    model: nn.Module, checkpoint: Checkpoint, stored: dict[str, StoredTensor], rename: Callable[[str], str | None]
+) -> Narrowed:
+    """Make room in `model` for what is to be held in few bits; none where `checkpoint` has no scheme."""
+    if checkpoint.scheme is None:
+        return Narrowed()
+    kinds = {place: one.kind for name, one in stored.items() if (place := rename(name)) is not None}
+    saved = packed_as(checkpoint.folder) is not None
+    with torch.device(checkpoint.device):
+        return narrow(model, as_stored(kinds) if saved else by_rule(checkpoint.scheme), kinds, checkpoint.dtype)
+
+
+def saved_scheme(folder: Path) -> Scheme | None:
+    """The few bits in which `onsight quantize` wrote `folder`; None for plain weights.
+
+    Raises StartError for weights that another program quantised.
+    """
+    found = _quantisation(folder)
+    if found is None:
+        return None
+    for scheme in get_args(Scheme):
+        if (found.get("quant_method"), found.get("scheme")) == (QUANT_METHOD, scheme):
+            return cast(Scheme, scheme)
+    raise StartError(
+        f"{folder / 'config.json'} says that the weights are quantised by {found.get('quant_method')!r}, which is not"
+        " read here: take the plain weights, and --quantize if memory is short"
+    )
+
+
+def packed_as(folder: Path) -> str | None:
+    """The order of the bits in a folder that `onsight quantize` wrote; None for plain weights."""
+    found = _quantisation(folder)
+    return None if found is None or found.get("quant_method") != QUANT_METHOD else str(found.get("order"))
+
+
+def _quantisation(folder: Path) -> JsonObject | None:
+    found = read_optional_json(folder / "config.json").get("quantization_config")
+    return found if isinstance(found, dict) else None
 
 
 def require_finite(folder: Path) -> int:
