@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -17,8 +17,8 @@ from transformers.initialization import no_init_weights
 
 from onsight.core.engine import Progress
 from onsight.core.errors import StartError
-from onsight.engines.torch_engine.narrowing import Narrowed, as_stored, by_rule, narrow
-from onsight.engines.torch_engine.quantize import Scheme
+from onsight.engines.torch_engine.narrowing import HEAD, PACKED, SCALES, WORDS, Narrowed, as_stored, by_rule, narrow
+from onsight.engines.torch_engine.quantize import Scheme, packed_bytes
 from onsight.engines.torch_engine.settings import DeviceChoice, DtypeChoice
 from onsight.models.hub import ADAPTER_CONFIG
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 JsonObject = dict[str, object]
 
 _REMOTE_CODE_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 """Where a checkpoint in several files says which tensor is in which."""
 _FORGETTABLE = (".rotary_emb.inv_freq", ".position_ids")
 """Buffers that old checkpoints store though they are computed, not learned."""
@@ -35,6 +35,8 @@ _PLAIN_KINDS = ("F64", "F32", "F16", "BF16")
 """How safetensors calls the number formats that hold weights as they are; all others are quantised."""
 QUANT_METHOD = "onsight"
 """In config.json: the weights are quantised, and this program reads them."""
+_STORED_BYTES = {"U8": 1, "I8": 1, "BF16": 2, "F32": 4}
+"""A number's, in the formats that are kept as they are stored."""
 _NAMED = 3
 """So many tensors of each fault are named in a refusal."""
 
@@ -154,18 +156,18 @@ def dtype_for(choice: DtypeChoice, device_type: str, native_bfloat16: bool) -> t
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights: those that the index names, if there is one. Raises StartError."""
-    index = read_optional_json(folder / _INDEX)
+    index = read_optional_json(folder / INDEX)
     if not index:
         return sorted(folder.glob("*.safetensors"))
     table = index.get("weight_map")
     names = sorted({str(name) for name in table.values()}) if isinstance(table, dict) else []
     # A name with a path in it would have us open a file outside the folder.
     if not names or any(Path(name).name != name for name in names):
-        raise StartError(f"{folder / _INDEX} does not say which file holds which tensor (weight_map)")
+        raise StartError(f"{folder / INDEX} does not say which file holds which tensor (weight_map)")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise StartError(
-            f"{folder / _INDEX} names {_listed(missing)}, which the folder does not hold: download the model again"
+            f"{folder / INDEX} names {_listed(missing)}, which the folder does not hold: download the model again"
         )
     return [folder / name for name in names]
 
@@ -182,16 +184,38 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
                 if name in stored:
                     raise StartError(
                         f"{folder}: tensor {name} is both in {stored[name].path.name} and in {path.name}: keep one of"
-                        f" them, or say which in {_INDEX}"
+                        f" them, or say which in {INDEX}"
                     )
                 part = file.get_slice(name)
                 stored[name] = StoredTensor(name, path, tuple(part.get_shape()), str(part.get_dtype()))
     return stored
 
 
-def weight_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """What the weights take in memory as `dtype`. Raises StartError as `stored_tensors` does."""
-    return dtype.itemsize * sum(one.numbers for one in stored_tensors(folder).values())
+def weight_bytes(folder: Path, dtype: torch.dtype, scheme: Scheme | None = None) -> int:
+    """What the weights take in memory as `dtype`, with the decoder's products in `scheme`.
+
+    Raises StartError as `stored_tensors` does.
+    """
+    stored = stored_tensors(folder)
+    if scheme is None:
+        return dtype.itemsize * sum(one.numbers for one in stored.values())
+    saved = packed_as(folder) is not None
+    tables = [one for one in stored.values() if one.name.endswith(f"{WORDS}.weight")]
+    tied = not saved and not any(f"{HEAD}.weight" in name for name in stored)
+    head = sum(_bytes_of(replace(one, name=f"{HEAD}.weight"), dtype, scheme) for one in tables[:1] if tied)
+    return head + sum(_bytes_of(one, dtype, None if saved else scheme) for one in stored.values())
+
+
+def _bytes_of(one: StoredTensor, dtype: torch.dtype, scheme: Scheme | None) -> int:
+    """What a tensor takes beside products of few bits; `scheme`: None where it is stored as it will stand."""
+    name, plain = one.name.removesuffix(".weight"), len(one.shape) == 2 and one.name.endswith(".weight")
+    few = by_rule(scheme)(name, one.shape[1]) if scheme is not None and plain else None
+    if few is not None:
+        return packed_bytes(few, *one.shape)
+    as_stored = plain and one.kind == "BF16" and dtype == torch.float32
+    if scheme is None and one.name.endswith((PACKED, SCALES)):
+        as_stored = True
+    return one.numbers * (_STORED_BYTES[one.kind] if as_stored else dtype.itemsize)
 
 
 @contextmanager

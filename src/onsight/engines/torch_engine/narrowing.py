@@ -24,10 +24,10 @@ Decide = Callable[[str, int], Scheme | None]
 """(name of a product, its width) -> how it is to be held; None for as it is."""
 
 HEAD = "lm_head"
-PACKED = ".packed"
-"""Ends the names of stored weights of few bits."""
+WORDS = "embed_tokens"
+PACKED, SCALES = ".packed", ".scales"
+"""End the names of stored weights of few bits."""
 _PRODUCT = re.compile(r"(^|\.)layers\.\d+\.(self_attn|cross_attn|mlp)\.\w+_proj$")
-_WORDS = "embed_tokens"
 _SEEING = ("vision", "visual")
 """In the names of towers, whose layers are named as a decoder's: see docs/decisions/0018-few-bits.md."""
 _JOINED = (
@@ -56,9 +56,10 @@ class Narrowed:
             for part, rows in linear.spans():
                 if linear.bias is not None:
                     found[f"{part}.bias"] = linear.bias.data[rows]
-                if self._tied is None or self._tied[0] is not linear:
-                    shape = (rows.stop - rows.start, linear.in_features)
-                    found[f"{part}.weight"] = torch.empty(shape, device="meta")
+                shape = (rows.stop - rows.start, linear.in_features)
+                found[f"{part}.weight"] = torch.empty(shape, device="meta")
+        if self._tied is not None:
+            found[f"{HEAD}.weight"] = targets[self._tied[1]]
         return found
 
     def finish(self, targets: Mapping[str, torch.Tensor], order: str | None) -> None:
@@ -126,7 +127,7 @@ def narrow(model: nn.Module, decide: Decide, kinds: Mapping[str, str], dtype: to
     """
     made = Narrowed()
     tensors = model.state_dict(keep_vars=True)
-    words = next((name for name in tensors if name.endswith(f"{_WORDS}.weight")), None)
+    words = next((name for name in tensors if name.endswith(f"{WORDS}.weight")), None)
     tied = words is not None and tensors.get(f"{HEAD}.weight") is tensors[words]
     for name, parent in list(model.named_modules()):
         _join(made, decide, model, name)
@@ -137,7 +138,9 @@ def narrow(model: nn.Module, decide: Decide, kinds: Mapping[str, str], dtype: to
     if tied and words is not None:
         made.tie(words)
     if dtype == torch.float32:
-        as_they_are = {id(tensors[f"{HEAD}.weight"])} if f"{HEAD}.weight" in tensors and HEAD not in made.linears else {}
+        as_they_are = (
+            {id(tensors[f"{HEAD}.weight"])} if f"{HEAD}.weight" in tensors and HEAD not in made.linears else {}
+        )
         halves = {id(tensors[name]) for name, kind in kinds.items() if kind == "BF16" and name in tensors}
         _halve(model, halves.difference(as_they_are))
     return made

@@ -88,11 +88,16 @@ class QuantisedLinear(nn.Module):
         self._waiting[part] = weight
         if len(self._waiting) < len(self.parts):
             return
-        rows = max(_BLOCK, _AT_ONCE // self.in_features // _BLOCK * _BLOCK)
+        rows = self._rows_at_once
         whole = torch.cat([self._waiting[name] for name in self.parts]) if len(self.parts) > 1 else weight
         self._waiting = {}
         for start in range(0, self.out_features, rows):
             self._round(whole[start : start + rows].float(), start)
+
+    @property
+    def _rows_at_once(self) -> int:
+        """So many outputs, whole blocks, are about `_AT_ONCE` weights."""
+        return max(1, _AT_ONCE // (self.in_features * _BLOCK)) * _BLOCK
 
     def settle(self) -> None:
         """Lay the weight out for the processor, once it is whole; it can be stored no more."""
@@ -123,7 +128,7 @@ class Int4Linear(QuantisedLinear):
         rows = len(weight)
         weight = nn.functional.pad(weight, (0, 0, 0, -rows % _BLOCK))
         stop = start + len(weight)
-        grouped = weight.unflatten(1, (-1, self._group))  # [outputs, groups, group]
+        grouped = weight.view(len(weight), -1, self._group)  # [outputs, groups, group]
         low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
         scale = ((high - low) / 15).clamp_min(1e-10).bfloat16().float()
         offset = (low + 8 * scale).bfloat16().float()  # the kernel counts from -8
@@ -172,7 +177,8 @@ class Int4Linear(QuantisedLinear):
         """Bring `packed` from the order of another processor's kernel, as `packed_order` named it, into this one's."""
         block, _, neighbours = order.partition("-")
         layout = Layout(int(block), bool(neighbours))
-        for rows in self.packed.split(max(_BLOCK, _AT_ONCE // self.in_features // _BLOCK * _BLOCK)):
+        for start in range(0, len(self.packed), self._rows_at_once):
+            rows = self.packed[start : start + self._rows_at_once]
             codes = layout.unpack(rows.view(-1, self.in_features, layout.block // 2).transpose(0, 1))
             rows.copy_(_pack(codes.flatten(1).t().to(torch.int32).contiguous()))
 
