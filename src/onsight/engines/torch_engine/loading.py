@@ -18,7 +18,7 @@ from transformers.initialization import no_init_weights
 from onsight.core.engine import Progress
 from onsight.core.errors import StartError
 from onsight.engines.torch_engine.narrowing import HEAD, PACKED, SCALES, WORDS, Narrowed, as_stored, by_rule, narrow
-from onsight.engines.torch_engine.quantize import Scheme, packed_bytes
+from onsight.engines.torch_engine.quantize import INT8_BESIDE, Scheme, packed_bytes
 from onsight.engines.torch_engine.settings import DeviceChoice, DtypeChoice
 from onsight.models.hub import ADAPTER_CONFIG
 
@@ -212,10 +212,10 @@ def _bytes_of(one: StoredTensor, dtype: torch.dtype, scheme: Scheme | None) -> i
     few = by_rule(scheme)(name, one.shape[1]) if scheme is not None and plain else None
     if few is not None:
         return packed_bytes(few, *one.shape)
-    as_stored = plain and one.kind == "BF16" and dtype == torch.float32
-    if scheme is None and one.name.endswith((PACKED, SCALES)):
-        as_stored = True
-    return one.numbers * (_STORED_BYTES[one.kind] if as_stored else dtype.itemsize)
+    half = plain and one.kind == "BF16" and dtype == torch.float32
+    as_stored = half or one.name.endswith((PACKED, SCALES))
+    laid_out = one.shape[0] * INT8_BESIDE if one.name.endswith(PACKED) and one.kind == "I8" else 0
+    return one.numbers * (_STORED_BYTES[one.kind] if as_stored else dtype.itemsize) + laid_out
 
 
 @contextmanager

@@ -21,9 +21,11 @@ _BLOCK = 64
 _AT_ONCE = 1 << 23
 """Weights that are rounded at a time: their float32 copies take some hundred megabytes."""
 _WIDENED = 1 << 20
-"""Weights that are made wide at a time: as bfloat16 they fit a core's own cache."""
-_MANY = {torch.bfloat16: 128, torch.float32: 512}
-"""From so many rows on, weights made wide are faster than the kernel, by the format they are made wide to."""
+"""Weights that are made wide at a time: four megabytes."""
+_MANY = 512
+"""From so many rows on, a float32 product with weights made wide is as fast as the kernel, or faster."""
+INT8_BESIDE = 8
+"""Bytes that oneDNN wants of every output, besides its weights and its scale."""
 _ZERO_POINT = 128
 """oneDNN takes inputs as unsigned bytes: this stands for 0."""
 
@@ -46,7 +48,7 @@ def linear_of(scheme: Scheme, parts: Mapping[str, int], width: int, bias: torch.
 def packed_bytes(scheme: Scheme, outputs: int, width: int) -> int:
     """What a weight [outputs, width] takes in memory."""
     if scheme == "int8":
-        return outputs * (width + 12)
+        return outputs * (width + 4 + INT8_BESIDE)
     filled = -(-outputs // _BLOCK) * _BLOCK
     return filled * width // 2 + filled * width // (group_of(width) or width) * 4
 
@@ -139,18 +141,20 @@ class Int4Linear(QuantisedLinear):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out]."""
         rows = values.reshape(-1, self.in_features).bfloat16()
-        wide = _wide_format()
-        if len(rows) < _MANY[wide]:
+        if len(rows) < _MANY:
             made: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, self._group, self.scales)
         else:
-            made = self._widened(rows.to(wide))
+            made = self._widened(rows.float())
         product = made[:, : self.out_features].to(values.dtype)
         if self.bias is not None:
             product = product + self.bias
         return product.view(*values.shape[:-1], self.out_features)
 
     def _widened(self, rows: torch.Tensor) -> torch.Tensor:
-        """[rows, in] -> [rows, filled outputs] by weights made wide, a few blocks of outputs at a time."""
+        """[rows, in] -> [rows, filled outputs] by weights made wide, a few blocks of outputs at a time.
+
+        Rounded as the kernel rounds, so that it changes no answer who else is read at the same time.
+        """
         layout, width = _layout(), self.in_features
         blocks = self.packed.view(-1, width, layout.block // 2)
         filled = len(self.packed)
@@ -162,7 +166,7 @@ class Int4Linear(QuantisedLinear):
             codes = layout.unpack(some).view(-1, self._group, outputs.stop - outputs.start)
             scale, offset = self.scales[:, None, outputs].float().unbind(-1)
             weight = torch.addcmul(offset - 8 * scale, codes, scale).flatten(0, 1)  # [in, outputs]
-            made[:, outputs] = rows @ weight.to(rows.dtype)
+            made[:, outputs] = rows @ weight
         return made
 
     def widen(self) -> torch.Tensor:
@@ -296,13 +300,6 @@ def _layout() -> Layout:
         if torch.equal(unpacked.flatten(1).t(), codes.float()):
             return layout
     raise RuntimeError("PyTorch packs 4-bit weights in an order that is not known here")
-
-
-@cache
-def _wide_format() -> torch.dtype:
-    """bfloat16 where the processor multiplies it by itself, else float32."""
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
 
 
 def _pack(codes: torch.Tensor) -> torch.Tensor:
