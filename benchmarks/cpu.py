@@ -249,9 +249,7 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="layers of each decoder; all if unset")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument(
-        "--models", type=Path, help="folder for the checkpoints, kept for a next run; temporary if unset"
-    )
+    parser.add_argument("--models", type=Path, help="where checkpoints are kept for a next run; nowhere if unset")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(given)

@@ -47,9 +47,7 @@ async def run(shape: Shape, folder: Path, words_only: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=list(SHAPES), default="Llama-3.2-Vision-11B")
-    parser.add_argument(
-        "--models", type=Path, help="folder for the checkpoint, kept for a next run; temporary if unset"
-    )
+    parser.add_argument("--models", type=Path, help="where the checkpoint is kept for a next run; nowhere if unset")
     parser.add_argument("--words-only", action="store_true", help="ask about no picture")
     arguments = parser.parse_args()
     shape = SHAPES[arguments.shape]

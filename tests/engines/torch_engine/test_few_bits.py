@@ -29,8 +29,8 @@ from onsight.engines.torch_engine.settings import TorchSettings
 from onsight.engines.torch_engine.verify import verify
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 from onsight.models.card import find_card
-from tests.engines.fidelity import Tiny
-from tests.engines.torch_engine.asking import answer, asking, turn
+from tests.engines.fidelity import Seen, Tiny
+from tests.engines.torch_engine.asking import Answer, answer, asking, turn
 from tests.engines.torch_engine.conftest import StartEngine
 from tests.engines.torch_engine.test_parity import ragged
 from tests.tiny_models import draw, write_smolvlm
@@ -60,6 +60,12 @@ def halved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
         return copy
 
     return halved
+
+
+def seen(made: Answer) -> Seen:
+    """What a watched engine's sampler saw."""
+    assert made.seen is not None
+    return made.seen
 
 
 def whole_model(folder: Path, scheme: Scheme | None) -> tuple[nn.Module, dict[str, QuantisedLinear]]:
@@ -110,8 +116,7 @@ async def test_answers_are_those_of_the_rounded_weights(
     few = await answer(await start(family.folder, quantize=scheme), ASKED)
     same = await answer(await start(folder), replace(ASKED, sampling=replace(ASKED.sampling)))
     true = await answer(await start(family.folder), replace(ASKED, sampling=replace(ASKED.sampling)))
-    assert few.seen is not None and same.seen is not None and true.seen is not None
-    first, wanted, plain = (made.seen.logits[0] for made in (few, same, true))
+    first, wanted, plain = (seen(made).logits[0] for made in (few, same, true))
     assert (first - wanted).norm() < 0.05 * wanted.norm()
     if scheme == "int4":
         assert (first - plain).norm() > 2 * (first - wanted).norm()
@@ -124,10 +129,9 @@ async def test_batch_mates_and_joins_change_no_answer(family: Tiny, scheme: Sche
     engine = await start(family.folder, max_num_seqs=1, quantize=scheme, image_cache_bytes=0)
     for request, one in zip(ragged(), among, strict=True):
         alone = await answer(engine, replace(request, sampling=replace(request.sampling)))
-        assert one.seen is not None and alone.seen is not None
-        assert one.seen.tokens == alone.seen.tokens
+        assert seen(one).tokens == seen(alone).tokens
         # A float32 sum's last bit may tip one number of bfloat16 over, which is the whole difference there can be.
-        assert (one.seen.logits - alone.seen.logits).abs().max() < (0.1 if scheme == "int4" else 1e-3)
+        assert (seen(one).logits - seen(alone).logits).abs().max() < (0.1 if scheme == "int4" else 1e-3)
 
 
 async def test_a_saved_model_says_the_same_bit_for_bit(
@@ -138,8 +142,7 @@ async def test_a_saved_model_says_the_same_bit_for_bit(
     assert saved_scheme(out) == scheme
     made = await answer(await start(folder, quantize=scheme), ASKED)
     again = await answer(await start(out), replace(ASKED, sampling=replace(ASKED.sampling)))
-    assert made.seen is not None and again.seen is not None
-    assert torch.equal(made.seen.logits, again.seen.logits)
+    assert torch.equal(seen(made).logits, seen(again).logits)
     assert made.text == again.text
 
 
@@ -220,7 +223,7 @@ def test_what_cannot_be_had_is_refused(smolvlm: Path, tmp_path: Path, monkeypatc
         save_quantised(smolvlm, card, "int4", out)
     with pytest.raises(StartError, match="holds int4 weights already"):
         save_quantised(out, card, "int4", tmp_path / "other")
-    with pytest.raises(StartError, match="quantize is none, but .* holds int4 weights"):
+    with pytest.raises(StartError, match=r"quantize is none, but .* holds int4 weights"):
         pick_scheme(out, TorchSettings(quantize="none"), CPU, torch.float32)
     with pytest.raises(StartError, match="holds int4 weights, which transformers cannot read"):
         verify(out, card, TorchSettings(device="cpu"))

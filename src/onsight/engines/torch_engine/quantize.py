@@ -46,11 +46,10 @@ def linear_of(scheme: Scheme, parts: Mapping[str, int], width: int, bias: torch.
 
 
 def packed_bytes(scheme: Scheme, outputs: int, width: int) -> int:
-    """What a weight [outputs, width] takes in memory."""
+    """What a weight [outputs, width] takes in memory, but for what blocks are filled up with."""
     if scheme == "int8":
         return outputs * (width + 4 + INT8_BESIDE)
-    filled = -(-outputs // _BLOCK) * _BLOCK
-    return filled * width // 2 + filled * width // (group_of(width) or width) * 4
+    return outputs * width // 2 + outputs * width // (group_of(width) or width) * 4
 
 
 def count_weights(module: nn.Module) -> int:
