@@ -90,8 +90,14 @@ async def _onsight(shape: Shape, folder: Path, quantize: QuantizeChoice) -> Asyn
         loaded.append(load_family(name, checkpoint, vocabulary))
         return loaded[-1]
 
+    slots = max(REQUESTS)
     settings = TorchSettings(
-        device="cpu", dtype="float32", quantize=quantize, max_num_seqs=max(REQUESTS), max_model_len=shape.context
+        device="cpu",
+        dtype="float32",
+        quantize=quantize,
+        max_num_seqs=slots,
+        max_model_len=shape.context,
+        kv_cache_tokens=slots * shape.context,  # places are memory only once they are written to
     )
     engine = TorchEngine(folder, find_card(shape.name, folder), settings, load_family=load)
     await engine.start()

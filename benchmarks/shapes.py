@@ -108,7 +108,7 @@ _LLAMA_11B = Shape(
         "attention_heads": 16, "vision_output_dim": 7680, "intermediate_layers_indices": [3, 7, 15, 23, 30],
     },
     tied=False,
-    context=2048,
+    context=1024,
     seeing=900_000_000,
 )  # fmt: skip
 

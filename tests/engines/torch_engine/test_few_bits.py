@@ -187,7 +187,7 @@ def test_the_estimate_is_what_the_weights_take(
     for where, choice in ((folder, scheme), (out, "auto")):
         found = survey(where, card, TorchSettings(device="cpu", quantize=choice))
         assert found.dtype == scheme
-        assert found.memory.weights_bytes == pytest.approx(held, rel=0.03)
+        assert found.memory.weights_bytes == pytest.approx(held, rel=0.04)  # but for filled blocks
     assert held < 0.75 * survey(folder, card, TorchSettings(device="cpu", quantize="none")).memory.weights_bytes
 
 
