@@ -49,6 +49,7 @@ bench: install ## measure Onsight beside its peers; tables go to benchmarks/resu
 	$(BIN)/python -m benchmarks.second_question
 	$(BIN)/python -m benchmarks.health
 	$(BIN)/python -m benchmarks.start
+	$(BIN)/python -m benchmarks.sweep
 
 readme: install ## run the README's commands and write what they print into it
 	$(BIN)/python -m tests.readme

@@ -121,7 +121,7 @@ WRONG = {
     "a video's own kind of part": (
         {"messages": user({"type": "video", "video": URL})},
         "messages.0.content.0.video",
-        "send text, image_url, image or video_url",
+        "send text, image_url, file, image or video_url",
     ),
     "an unknown field of a video": (
         {"messages": video(detail="low")},

@@ -15,6 +15,7 @@ from onsight.api.openai.wire import ChatRequest
 from onsight.api.services import ApiSettings
 from onsight.core.generation import Event, GenerateRequest, Sampling
 from onsight.core.messages import Draft, ImageOptions, ImageRef, Text
+from onsight.core.pages import Pages
 from onsight.engines.fake_engine import FakeEngine, FakeScript
 from onsight.models.card import Defaults
 from tests.api.conftest import Bench, events, hello, user
@@ -194,6 +195,7 @@ def test_the_servers_defaults_hold_where_a_request_names_none() -> None:
 
 def test_messages_become_drafts_with_options_and_places() -> None:
     url = {"url": "https://example.org/a.png", "detail": "low", "min_pixels": 10, "max_pixels": 20}
+    place = "messages.1.content.1.image_url"
     messages = [
         {"role": "system", "content": "s"},
         {"role": "user", "content": [{"type": "text", "text": "t"}, {"type": "image_url", "image_url": url}]},
@@ -202,7 +204,7 @@ def test_messages_become_drafts_with_options_and_places() -> None:
         Draft("system", (Text("s"),)),
         Draft(
             "user",
-            (Text("t"), ImageRef(url["url"], ImageOptions("low", 10, 20), "messages.1.content.1.image_url")),
+            (Text("t"), ImageRef(url["url"], ImageOptions("low", 10, 20), place, Pages(param=f"{place}.pages"))),
         ),
     )
 
