@@ -159,8 +159,8 @@ def evaluation_table(scores: Mapping[str, Mapping[str, tuple[int, int]]]) -> lis
 def distance_table(distances: Mapping[tuple[str, Scheme], Distance]) -> list[str]:
     """KL and agreement, a row a model."""
     lines = [
-        "## Logits, beside float32's\n\n| model | bits | mean KL, nats | largest KL, nats | same likeliest token, % | places"
-        f" |\n|{' --- |' * 6}"
+        "## Logits, beside float32's\n\n| model | bits | mean KL, nats | largest KL, nats | same likeliest token, %"
+        f" | places |\n|{' --- |' * 6}"
     ]
     for (name, scheme), one in distances.items():
         lines.append(
@@ -190,8 +190,8 @@ def main() -> None:
 Written by `python -m benchmarks.few_bits --screens {arguments.screens}`; do not edit. Everything ran through the engine
 on a CPU with float32 activations, greedily: `--quantize none`, `int8` and `int4`. The evaluation is that of
 docs/results/peek.md. Logits are compared at every place of an answer up to the first token that differs from
-float32's. The tiny models are random, so that their likeliest tokens are hardly likelier than others: such a model shows
-errors at their largest. The output head has 8 bits in both columns.
+float32's. The tiny models are random, so that their likeliest tokens are hardly likelier than others: they show errors
+at their largest. The output head has 8 bits in both columns.
 
 {chr(10).join(lines)}
 
