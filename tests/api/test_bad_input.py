@@ -105,11 +105,6 @@ WRONG = {
         "messages.1.tool_calls.0.function.arguments",
         "JSON object",
     ),
-    "a speaker's name": (
-        {"messages": [{"role": "user", "content": "x", "name": "Ann"}]},
-        "messages.0.name",
-        "not supp",
-    ),
     "a part that is a text": ({"messages": user("x")}, "messages.0.content.0", "object"),
     "a part of no type": ({"messages": user({"text": "x"})}, "messages.0.content.0.type", "image_url"),
     "a part of an unknown type": ({"messages": user({"type": "x"})}, "messages.0.content.0.type", "image_url"),

@@ -232,6 +232,19 @@ async def test_fields_that_rightly_change_nothing_change_nothing(bench: Bench, f
     assert with_fields.json()["choices"] == without.json()["choices"]
 
 
+async def test_a_speakers_name_and_a_forms_description_are_taken_as_clients_send_them(bench: Bench) -> None:
+    form = {"name": "spot", "schema": {"type": "object", "properties": {"x": {"type": "integer"}}}}
+    named = [{"role": "user", "content": "hello", "name": "ann"}]
+    told = await bench.chat(
+        messages=named,
+        response_format={"type": "json_schema", "json_schema": {**form, "description": "A spot."}},
+    )
+    plain = await bench.chat(response_format={"type": "json_schema", "json_schema": form})
+    assert told.status_code == 200
+    assert told.json()["choices"] == plain.json()["choices"]
+    assert told.json()["usage"] == plain.json()["usage"]
+
+
 async def test_an_error_after_the_first_event_is_one_error_event_and_the_end(build: Callable[..., Bench]) -> None:
     response = await build(FakeScript(fail_after=2)).chat(stream=True)
     *chunks, last = events(response)

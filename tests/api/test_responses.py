@@ -47,6 +47,17 @@ def shape(response: Response) -> list[tuple[object, ...]]:
     ]
 
 
+@pytest.mark.parametrize(("value", "status"), [(None, 200), (True, 400)])
+async def test_a_call_goes_back_with_what_an_sdk_adds_to_it_as_null(bench: Bench, value: object, status: int) -> None:
+    output = {"type": "function_call_output", "call_id": "c1", "output": "done"}
+    response = await post(
+        bench, input=[{"role": "user", "content": "hello"}, {**CALL, "async_": value}, output], tools=[CLICK]
+    )
+    assert response.status_code == status, response.text
+    if status == 400:
+        assert response.json()["error"]["param"] == "input.1.async_"
+
+
 async def test_a_plain_answer_and_what_it_tells_besides(bench: Bench) -> None:
     async with sdk(bench) as client:
         answer = await client.responses.create(

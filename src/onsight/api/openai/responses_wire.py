@@ -159,6 +159,7 @@ class CallItem(Strict):
     name: Name
     arguments: Arguments
     # An answer of ours that an SDK sends back carries these as null.
+    async_: Annotated[None, *never("answers wait for no function")] = None
     caller: Annotated[None, *never("functions are called by the model alone")] = None
     namespace: Annotated[None, *never("functions have a name only")] = None
     id: ItemId = None
@@ -222,7 +223,7 @@ class SchemaFormat(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     schema_: dict[str, object] = Field(alias="schema")
     strict: bool | None = None
-    description: Annotated[None, *never("say it in a message")] = None
+    description: str | None = Field(None, description="Changes nothing: the model is held to the form, not told of it.")
 
 
 def _format_label(value: object) -> str:

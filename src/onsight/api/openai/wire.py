@@ -162,7 +162,7 @@ class ChatMessage(_Strict):
         BeforeValidator(_check_content),
         BeforeValidator(_as_parts, json_schema_input_type=str | list[Part]),
     ]
-    name: Annotated[None, *_never("models here know no names of speakers")] = None
+    name: str | None = Field(None, description="Changes nothing: models here know no names of speakers.")
     # An answer of ours, sent back as part of the history, carries these as null.
     refusal: Annotated[None, *_never(_TEXT_ONLY)] = None
     annotations: Annotated[None, *_never(_TEXT_ONLY)] = None
@@ -215,7 +215,7 @@ class JsonSchema(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     schema_: dict[str, object] = Field(alias="schema")
     strict: bool | None = None
-    description: Annotated[None, *_never("say it in a message")] = None
+    description: str | None = Field(None, description="Changes nothing: the model is held to the form, not told of it.")
 
 
 class TextFormat(_Strict):

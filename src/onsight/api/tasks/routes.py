@@ -19,12 +19,13 @@ from onsight.api.services import Services
 from onsight.api.sse import EventStream, as_events
 from onsight.api.tasks.answers import Said, TextAnswer, locate_answer, text_answer, text_chunks
 from onsight.api.tasks.wire import CaptionRequest, DescribeRequest, LocateRequest, OcrRequest, PictureRequest
+from onsight.api.whole import answered
 from onsight.core.errors import InvalidRequest, RequestError
 from onsight.core.messages import ImageRef
 from onsight.media.data_url import as_url
 from onsight.tasks import caption, describe, locate, ocr
 from onsight.tasks.asking import PictureCall
-from onsight.tasks.chat import Answer, ChatCall, collect, collect_pages
+from onsight.tasks.chat import Answer, ChatCall, collect_pages
 
 Wire = TypeVar("Wire", bound=PictureRequest)
 
@@ -75,10 +76,8 @@ class TaskRoutes:
         """Say where a target is, in pixels of the upright original."""
         given = await self._read(request, LocateRequest)
         model, wanted = given.call.model, given.wire.wanted
-        taken_up(request.scope)
         with _own_fields():
-            events = self._services.chat.stream(locate.prompt(given.call, wanted))
-            (answer,) = await while_connected(request.receive, collect(events))
+            answer = await answered(self._services, request, locate.prompt(given.call, wanted))
         located = locate.read(answer, model.card, wanted)
         return _json(locate_answer(model.name, model.card.convention, located, answer))
 
