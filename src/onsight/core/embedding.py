@@ -1,18 +1,23 @@
-"""One request for vectors, and the vectors that answer it: one for each token of a query or of a page."""
+"""The vectors of a query or a page, one for each of its tokens, and what is to be known of their model."""
 
 from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
 
-from onsight.core.messages import Image, Text
-
 
 @dataclass(frozen=True, slots=True)
-class EmbedRequest:
-    """What is to be embedded, answered in this order: a `Text` is a query, an `Image` is a page."""
+class VectorSpace:
+    """What a model's vectors are: `dims` numbers each, made with weights of the number format `dtype` ("float32").
 
-    inputs: tuple[Text | Image, ...]
+    `image_token_id`: the token that stands for a piece of a page; `merge`: how many of the vision tower's patches such
+    a piece has on each side.
+    """
+
+    dims: int
+    dtype: str
+    image_token_id: int
+    merge: int
 
 
 @dataclass(frozen=True, slots=True)
