@@ -218,7 +218,6 @@ class TorchEmbedEngine:
 
     def _load(self) -> _Loaded:
         """On the model's thread: from files to a first forward. Raises StartError."""
-        torch.set_num_threads(self._threads)
         device = loading.pick_device(self._settings.device)
         dtype = loading.pick_dtype(self._settings.dtype, device)
         model = self._load_embedder(self._card.family, loading.Checkpoint(self._folder, device, dtype, self._progress))
