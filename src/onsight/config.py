@@ -45,6 +45,11 @@ class Settings(BaseModel):
     served_model_name: Names = Field(
         (), description="Names that clients use for the model; the first one is in answers."
     )
+    embed_model: str | None = Field(
+        None, min_length=1, description="Model beside it that makes vectors of pages and queries."
+    )
+    embed_revision: str | None = Field(None, min_length=1, description="As --revision, for the model beside it.")
+    served_embed_name: Names = Field((), description="As --served-model-name, for the model beside it.")
     engine: Literal["torch", "fake"] = Field(
         "torch", description="'torch' runs the model; 'fake' has none and is for tests."
     )
@@ -53,6 +58,7 @@ class Settings(BaseModel):
     max_model_len: int | None = Field(None, ge=16, description="Most tokens of prompt and answer together.")
     max_num_seqs: int = Field(8, ge=1, le=1024, description="Most requests that are answered at the same time.")
     max_queue: int = Field(64, ge=1, description="Most requests that run and wait; one more is answered 429.")
+    max_inputs: int = Field(1024, ge=1, description="Most queries and pages in one request for vectors or scores.")
     kv_cache_tokens: int | None = Field(
         None, ge=16, description="Tokens in the key-value cache; from free memory if unset."
     )

@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -24,7 +26,7 @@ from onsight.api.app import ApiSettings, Services, create_app
 from onsight.api.metrics import Metrics
 from onsight.api.request_log import log_request
 from onsight.config import Settings, let_waiting_threads_sleep
-from onsight.core.engine import ChatEngine, Progress
+from onsight.core.engine import Engine, Progress
 from onsight.core.errors import StartError
 from onsight.engines.fake_engine import FakeEngine
 from onsight.media.door import MediaDoor, MediaLimits
@@ -32,7 +34,11 @@ from onsight.models.card import ModelCard, find_card
 from onsight.models.hub import locate_model
 from onsight.tasks.admission import Admission
 from onsight.tasks.chat import Chat
-from onsight.tasks.roster import Loaded, Roster
+from onsight.tasks.embed import Embed
+from onsight.tasks.roster import Loaded, LoadedEmbedder, Roster
+
+if TYPE_CHECKING:
+    from onsight.engines.torch_engine import TorchSettings
 
 log = logging.getLogger("onsight")
 
@@ -54,31 +60,35 @@ class Site:
 
     app: FastAPI
     chat: Chat
-    engines: tuple[ChatEngine, ...]
+    roster: Roster
     admission: Admission
     door: MediaDoor
 
     async def start(self) -> None:
         """Load every engine. Raises StartError."""
-        for engine in self.engines:
+        for engine in self._engines:
             await engine.start()
 
     async def close(self) -> None:
-        for engine in self.engines:
+        for engine in self._engines:
             await engine.close()
         self.door.close()
+
+    @property
+    def _engines(self) -> list[Engine]:
+        return [loaded.engine for loaded in self.roster.models]
 
 
 def assemble(settings: Settings, progress: Progress | None = None) -> Site:
     """Put the parts together; nothing is loaded and no port is opened yet. Raises StartError for a model that is
     not there."""
-    engine, card = _engine(settings, progress)
-    loaded = Loaded(settings.served_model_name or (settings.model,), card, engine, int(time.time()))
-    roster = Roster([loaded])
+    roster = _roster(settings, progress)
     door = MediaDoor(_limits(settings))
     admission = Admission(settings.max_queue)
     metrics = Metrics(roster, admission, door.decoded.cache)
-    chat = Chat(roster, door, admission, (metrics.record, log_request))
+    bookkeepers = (metrics.record, log_request)
+    chat = Chat(roster, door, admission, bookkeepers)
+    embed = Embed(roster, door, admission, bookkeepers, settings.max_inputs)
     api = ApiSettings(
         api_key=settings.api_key,
         max_body_bytes=settings.max_body_mb * MEGABYTE,
@@ -86,24 +96,81 @@ def assemble(settings: Settings, progress: Progress | None = None) -> Site:
         open_docs=settings.open_docs,
         open_metrics=settings.open_metrics,
     )
-    return Site(create_app(Services(roster, chat, admission, metrics), api), chat, (engine,), admission, door)
+    app = create_app(Services(roster, chat, embed, admission, metrics), api)
+    return Site(app, chat, roster, admission, door)
 
 
-def _engine(settings: Settings, progress: Progress | None) -> tuple[ChatEngine, ModelCard]:
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A model whose files and card are there; not loaded yet."""
+
+    names: tuple[str, ...]
+    folder: Path
+    card: ModelCard
+
+    @staticmethod
+    def of(model: str, revision: str | None, names: tuple[str, ...]) -> _Found:
+        folder = locate_model(model, revision)
+        return _Found(names or (model,), folder, find_card(model, folder))
+
+    @property
+    def chats(self) -> bool:
+        return "chat" in self.card.capabilities
+
+
+def _roster(settings: Settings, progress: Progress | None) -> Roster:
+    """The models that are served, none of them loaded yet: one that chats, one that makes vectors, or both."""
+    now = int(time.time())
     if settings.engine == "fake":
-        return FakeEngine(), FAKE_CARD
-    folder = locate_model(settings.model, settings.revision)
-    card = find_card(settings.model, folder)
-    if "chat" not in card.capabilities:
-        raise StartError(
-            f"{settings.model} is no chat model: {card.title} can {', '.join(card.capabilities)} only, which this"
-            " server does not offer yet; choose a model that chats"
-        )
+        if settings.embed_model is not None:
+            raise StartError(f"the fake engine makes no vectors, but embed_model is {settings.embed_model!r}: drop one")
+        return Roster([Loaded(settings.served_model_name or (settings.model,), FAKE_CARD, FakeEngine(), now)])
+    models = [_Found.of(settings.model, settings.revision, settings.served_model_name)]
+    if settings.embed_model is not None:
+        models.append(_Found.of(settings.embed_model, settings.embed_revision, settings.served_embed_name))
+        _check_pair(*models)
     let_waiting_threads_sleep()
     # Imported here: PyTorch takes a second or two, which no other command should pay.
-    from onsight.engines.torch_engine import TorchEngine, TorchSettings
+    from onsight.engines.torch_engine import TorchEmbedEngine, TorchEngine
 
-    torch_settings = TorchSettings(
+    chosen = _torch_settings(settings)
+    return Roster(
+        [
+            Loaded(one.names, one.card, TorchEngine(one.folder, one.card, chosen, progress), now)
+            for one in models
+            if one.chats
+        ],
+        [
+            LoadedEmbedder(one.names, one.card, TorchEmbedEngine(one.folder, one.card, chosen, progress), now)
+            for one in models
+            if not one.chats
+        ],
+    )
+
+
+def _check_pair(model: _Found, beside: _Found) -> None:
+    """Raise StartError unless the first chats, the second makes vectors, and no name means both."""
+    if not model.chats:
+        raise StartError(
+            f"{model.names[0]} is no chat model: {model.card.title} can {', '.join(model.card.capabilities)} only;"
+            " serve it alone, or name a chat model first"
+        )
+    if "embed" not in beside.card.capabilities:
+        raise StartError(
+            f"{beside.names[0]} makes no vectors: {beside.card.title} can {', '.join(beside.card.capabilities)} only;"
+            " name an embedding model second"
+        )
+    if both := set(model.names) & set(beside.names):
+        raise StartError(
+            f"both models are called {', '.join(sorted(both))}: name them apart (--served-model-name,"
+            " --served-embed-name)"
+        )
+
+
+def _torch_settings(settings: Settings) -> TorchSettings:
+    from onsight.engines.torch_engine import TorchSettings
+
+    return TorchSettings(
         device=settings.device,
         dtype=settings.dtype,
         max_model_len=settings.max_model_len,
@@ -112,7 +179,6 @@ def _engine(settings: Settings, progress: Progress | None) -> tuple[ChatEngine, 
         kv_cache_tokens=settings.kv_cache_tokens,
         threads=settings.threads,
     )
-    return TorchEngine(folder, card, torch_settings, progress), card
 
 
 def _limits(settings: Settings) -> MediaLimits:
@@ -167,7 +233,7 @@ async def _serve(site: Site, settings: Settings) -> None:
             # What is loaded stays. Else each full garbage collection would walk all of it and stall the event loop.
             gc.collect()
             gc.freeze()
-            names = ", ".join(settings.served_model_name or (settings.model,))
+            names = ", ".join(name for loaded in site.roster.models for name in loaded.names)
             log.info("ready in %.1f s: %s on http://%s:%d", time.monotonic() - began_s, names, host, port)
         await serving
     finally:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from onsight.api.metrics import Metrics
 from onsight.tasks.admission import Admission
 from onsight.tasks.chat import Chat
+from onsight.tasks.embed import Embed
 from onsight.tasks.roster import Roster
 
 
@@ -38,5 +39,6 @@ class Services:
 
     roster: Roster
     chat: Chat
+    embed: Embed
     admission: Admission
     metrics: Metrics

@@ -23,12 +23,12 @@ commands = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-commands.command()(with_settings(serve))
+commands.command()(with_settings(serve, arguments=("model", "embed_model")))
 commands.command()(
     with_settings(
         chat,
         only=("model", "revision", "device", "dtype", "max_model_len", "threads", "media_remote", "api_key"),
-        argument="",
+        arguments=(),
     )
 )
 commands.command()(with_settings(models, only=("revision", "device", "dtype", "max_num_seqs")))
@@ -49,7 +49,7 @@ for task in (caption, ocr, locate, describe):
                 "media_max_pixels",
                 "api_key",
             ),
-            argument="",
+            arguments=(),
         )
     )
 commands.command()(openapi)

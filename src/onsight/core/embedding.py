@@ -49,6 +49,13 @@ class Embedding:
         if len(self.values) != self.rows * self.dims * 4:
             raise ValueError(f"{len(self.values)} bytes are not {self.rows} rows of {self.dims} float32 numbers")
 
+    def image_rows(self) -> Embedding:
+        """The rows of the page's image alone."""
+        row_bytes = self.dims * 4
+        start, length = self.image.start, self.image.length
+        rows = self.values[start * row_bytes : (start + length) * row_bytes]
+        return Embedding(rows, length, self.dims, ImageSpan(0, length))
+
     def vectors(self) -> list[list[float]]:
         """The same as nested lists, [rows][dims]."""
         numbers = array("f", self.values).tolist()
