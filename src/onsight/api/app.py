@@ -18,6 +18,7 @@ from onsight import __version__
 from onsight.api.auth import Auth
 from onsight.api.body_limits import BodyLimits
 from onsight.api.boundary import Boundary
+from onsight.api.compat import colqwen
 from onsight.api.docs import DocsRoutes
 from onsight.api.errors import ErrorAnswer, translate_http_exception, translate_validation_error
 from onsight.api.health import About, Health, HealthRoutes, Ready
@@ -42,7 +43,7 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | None = None) -> FastAPI:
     """The HTTP face over `services`; starting and closing engines is the caller's business, or `lifespan`'s."""
     open_paths = {"/openapi.json": settings.open_docs, "/metrics": settings.open_metrics}
-    layers = [Middleware(Boundary)]
+    layers = [Middleware(Boundary, envelopes=dict.fromkeys(colqwen.PATHS, colqwen.error_body))]
     if settings.api_key is not None:
         opened = frozenset(path for path, is_open in open_paths.items() if is_open)
         layers.append(Middleware(Auth, key=settings.api_key, open_paths=opened))
@@ -104,6 +105,8 @@ BODIES: tuple[type[BaseModel], ...] = (
     LocateRequest,
     DescribeRequest,
     TextChunk,
+    colqwen.PatchesRequest,
+    colqwen.QueriesRequest,
 )
 """What routes read or stream by themselves, for the description."""
 
@@ -155,6 +158,7 @@ def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> Heal
         openapi_extra=_reads(ResponsesRequest),
     )
     _add_task_routes(app, TaskRoutes(services))
+    _add_colqwen_routes(app, colqwen.ColQwenRoutes(services))
     app.add_api_route("/v1/models", models.list, response_model=ModelList, summary="List the models", tags=["OpenAI"])
     app.add_api_route(
         "/v1/models/{model:path}", models.get, response_model=ModelObject, summary="One model", tags=["OpenAI"]
@@ -198,6 +202,29 @@ def _add_task_routes(app: FastAPI, tasks: TaskRoutes) -> None:
             tags=["tasks"],
             responses=answers,
             openapi_extra=_reads_picture(body),
+        )
+
+
+def _add_colqwen_routes(app: FastAPI, routes: colqwen.ColQwenRoutes) -> None:
+    form = {"requestBody": {"required": True, "content": {MULTIPART: {"schema": colqwen.FORM}}}}
+    faults: dict[int | str, dict[str, Any]] = {
+        422: {"model": colqwen.Faults, "description": "A body in another form"},
+        "default": {"model": colqwen.Detail, "description": "An error"},
+    }
+    app.add_api_route("/info", routes.info, summary="What makes the vectors", tags=["compatibility"], responses=faults)
+    for path, endpoint, summary, body, answer in (
+        ("/patches", routes.patches, "Vectors of pages by size", _reads(colqwen.PatchesRequest), colqwen.Patches),
+        ("/embed/queries", routes.queries, "Embed queries", _reads(colqwen.QueriesRequest), colqwen.QueryVectors),
+        ("/embed/images", routes.images, "Embed pages", form, colqwen.PagesVectors),
+    ):
+        app.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            summary=summary,
+            tags=["compatibility"],
+            responses={200: {"model": answer}, **faults},
+            openapi_extra=body,
         )
 
 

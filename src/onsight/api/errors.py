@@ -1,8 +1,8 @@
-"""Which HTTP status each error has, in one table, and the error body that every route answers with."""
+"""Which HTTP status each error has, in one table, and the error body that routes answer with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
@@ -62,6 +62,19 @@ class WrongMethod(errors.RequestError):
         self.allow = allow
 
 
+class Unprocessable(errors.RequestError):
+    """A body in a form that its route does not read, for services whose clients expect FastAPI's answer to that.
+
+    `place`: where the fault is, from the body on.
+    """
+
+    code = "value_error"
+
+    def __init__(self, message: str, *, place: tuple[str, ...], code: str) -> None:
+        super().__init__(message, code=code)
+        self.place = place
+
+
 class InternalError(errors.RequestError):
     """Something that nobody foresaw; the log has it, the client gets the request's id."""
 
@@ -79,6 +92,7 @@ STATUSES: Mapping[type[errors.RequestError], tuple[int, str]] = {
     errors.TimedOut: (408, "timeout_error"),
     errors.TooLarge: (413, _INVALID),
     WrongContentType: (415, _INVALID),
+    Unprocessable: (422, _INVALID),
     # Not one of the 5xx: clients try those again, and the likeliest answer would be the same.
     errors.UnreadableAnswer: (422, "model_error"),
     errors.Overloaded: (429, "rate_limit_error"),
@@ -113,8 +127,12 @@ def error_body(error: errors.RequestError) -> bytes:
     return error_answer(error).model_dump_json().encode()
 
 
-def error_response(error: errors.RequestError) -> Response:
-    """The whole answer to a request that ends in `error`."""
+Envelope = Callable[[errors.RequestError, Request], bytes]
+"""The body of an answer to a request that ends in an error, for paths whose clients expect another than OpenAI's."""
+
+
+def error_response(error: errors.RequestError, body: bytes | None = None) -> Response:
+    """The whole answer to a request that ends in `error`; `body`: in place of OpenAI's, as JSON."""
     headers: dict[str, str] = {}
     match error:
         case errors.Overloaded() | errors.Unavailable():
@@ -123,7 +141,7 @@ def error_response(error: errors.RequestError) -> Response:
             headers["allow"] = error.allow
         case Unauthorized():
             headers["www-authenticate"] = "Bearer"
-    return Response(error_body(error), status_of(error)[0], headers, "application/json")
+    return Response(error_body(error) if body is None else body, status_of(error)[0], headers, "application/json")
 
 
 async def translate_http_exception(request: Request, error: Exception) -> Response:
