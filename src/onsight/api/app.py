@@ -34,6 +34,9 @@ from onsight.api.services import ApiSettings, Services
 from onsight.api.tasks.answers import LocateAnswer, TextAnswer, TextChunk
 from onsight.api.tasks.routes import TaskRoutes
 from onsight.api.tasks.wire import CaptionRequest, DescribeRequest, LocateRequest, OcrRequest
+from onsight.api.vectors.answers import EmbeddingList, EmbeddingsEnd, Ranking, RawHeader, ScoreList
+from onsight.api.vectors.routes import LINES, RAW, VectorRoutes
+from onsight.api.vectors.wire import EmbeddingsRequest, RerankRequest, ScoreRequest
 
 __all__ = ["ApiSettings", "Services", "create_app"]
 
@@ -105,6 +108,11 @@ BODIES: tuple[type[BaseModel], ...] = (
     LocateRequest,
     DescribeRequest,
     TextChunk,
+    EmbeddingsRequest,
+    ScoreRequest,
+    RerankRequest,
+    RawHeader,
+    EmbeddingsEnd,
     colqwen.PatchesRequest,
     colqwen.QueriesRequest,
 )
@@ -158,6 +166,7 @@ def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> Heal
         openapi_extra=_reads(ResponsesRequest),
     )
     _add_task_routes(app, TaskRoutes(services))
+    _add_vector_routes(app, VectorRoutes(services))
     _add_colqwen_routes(app, colqwen.ColQwenRoutes(services))
     app.add_api_route("/v1/models", models.list, response_model=ModelList, summary="List the models", tags=["OpenAI"])
     app.add_api_route(
@@ -202,6 +211,26 @@ def _add_task_routes(app: FastAPI, tasks: TaskRoutes) -> None:
             tags=["tasks"],
             responses=answers,
             openapi_extra=_reads_picture(body),
+        )
+
+
+def _add_vector_routes(app: FastAPI, routes: VectorRoutes) -> None:
+    made: dict[str, Any] = {
+        "content": {RAW: {"schema": _reference(RawHeader)}, LINES: {"schema": _reference(EmbeddingsEnd)}}
+    }
+    for path, endpoint, summary, body, answer in (
+        ("/v1/embeddings", routes.embeddings, "Embed queries and pages", EmbeddingsRequest, EmbeddingList),
+        ("/v1/score", routes.score, "Say how well pages answer queries", ScoreRequest, ScoreList),
+        ("/v1/rerank", routes.rerank, "Order pages by how well they answer", RerankRequest, Ranking),
+    ):
+        app.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            summary=summary,
+            tags=["vectors"],
+            responses={200: {"model": answer, **(made if answer is EmbeddingList else {})}},
+            openapi_extra=_reads(body),
         )
 
 

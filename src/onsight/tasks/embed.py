@@ -38,13 +38,17 @@ class EmbedCall:
 
 @dataclass(frozen=True, slots=True)
 class ScoreCall:
-    """Which pages are compared with which queries; either may come as vectors."""
+    """Which pages are compared with the one query; or, in `pairs`, each with the query at its own place.
+
+    Either may come as vectors.
+    """
 
     queries: tuple[Text | Embedding, ...]
     pages: tuple[ImageRef | Embedding, ...]
     model: str | None = None
     request_id: str = ""
     task: str = "score"
+    pairs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +71,9 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """`values` [queries][pages]: late interaction; `tokens` of all that had to be embedded for it."""
+    """`values`: one a page, late interaction; `tokens` of all that had to be embedded for it."""
 
-    values: list[list[float]]
+    values: list[float]
     tokens: int
     image_tokens: int
 
@@ -111,7 +115,7 @@ class Embed:
             record.reason = "stop"
 
     async def score(self, call: ScoreCall) -> Scores:
-        """Compare every query with every page. Raises RequestError; one bad input is enough for that."""
+        """One score a page. Raises RequestError; one bad input is enough for that."""
         loaded = self._roster.find_embedder(call.model)
         record = Record(call.request_id, call.task, loaded.name)
         with kept(record, self._bookkeepers):
@@ -127,7 +131,14 @@ class Embed:
                             raise item.error
                         found.append(item.embedding)
                 count = len(call.queries)
-                values = await loaded.engine.score(found[:count], found[count:])
+                queries, pages = found[:count], found[count:]
+                if call.pairs:
+                    values = [
+                        (await loaded.engine.score([query], [page]))[0][0]
+                        for query, page in zip(queries, pages, strict=True)
+                    ]
+                else:
+                    (values,) = await loaded.engine.score(queries, pages)
             record.reason = "stop"
         return Scores(values, record.prompt_tokens, record.image_tokens)
 

@@ -31,15 +31,8 @@ class VectorForm:
     pool_factor: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """Vectors in a number format: `numbers` is [rows, dims], for binary [rows, dims / 8] with the first in the highest
-    bit."""
-
-    numbers: NDArray[numpy.generic]
-    dtype: Dtype
-    rows: int
-    dims: int
+Numbers = NDArray[numpy.generic]
+"""Vectors in a number format: [rows, dims], for binary [rows, dims / 8] with the first in the highest bit."""
 
 
 def form(embedding: Embedding, wanted: VectorForm) -> Embedding:
@@ -52,7 +45,7 @@ def form(embedding: Embedding, wanted: VectorForm) -> Embedding:
     return embedding
 
 
-def pack(embedding: Embedding, dtype: Dtype) -> Packed:
+def pack(embedding: Embedding, dtype: Dtype) -> Numbers:
     """The vectors as `dtype`; not for the event loop.
 
     f16 rounds, int8 is the nearest 127th, binary keeps signs alone (1 is above zero).
@@ -60,20 +53,15 @@ def pack(embedding: Embedding, dtype: Dtype) -> Packed:
     vectors = _floats(embedding)
     match dtype:
         case "f32" | "f16":
-            numbers: NDArray[numpy.generic] = vectors.astype(_STORED[dtype])
+            return vectors.astype(_STORED[dtype])
         case "int8":
-            numbers = numpy.rint(vectors * _STEPS).clip(-_STEPS, _STEPS).astype(numpy.int8)
+            return numpy.rint(vectors * _STEPS).clip(-_STEPS, _STEPS).astype(numpy.int8)
         case "binary":
-            numbers = numpy.packbits(vectors > 0, axis=1)
-    return Packed(numbers, dtype, embedding.rows, embedding.dims)
+            return numpy.packbits(vectors > 0, axis=1)
 
 
 def unpack(data: bytes, dtype: Dtype, rows: int, dims: int) -> Embedding:
-    """The vectors that `pack` made `data` of, as near as can be; not for the event loop.
-
-    Rows of zeros are left out: they are padding, and would win over every vector that points away. Of binary all
-    vectors have length 1. Raises InvalidRequest when the byte count does not fit, or nothing is left.
-    """
+    """As `from_numbers`, of the bytes that `pack` made. Raises InvalidRequest when their count does not fit."""
     width = -(-dims // 8) if dtype == "binary" else dims
     stored = numpy.dtype(_STORED[dtype])
     if len(data) != rows * width * stored.itemsize:
@@ -81,22 +69,26 @@ def unpack(data: bytes, dtype: Dtype, rows: int, dims: int) -> Embedding:
             f"{len(data)} bytes are not {rows} vectors of {dims} numbers as {dtype}, which have"
             f" {rows * width * stored.itemsize}"
         )
-    numbers = numpy.frombuffer(data, stored).reshape(rows, width)
-    match dtype:
-        case "f32" | "f16":
-            vectors = numbers.astype(numpy.float32)
-        case "int8":
-            vectors = numbers.astype(numpy.float32) / numpy.float32(_STEPS)
-        case "binary":
-            signs = numpy.unpackbits(numbers, axis=1, count=dims).astype(numpy.float32) * 2 - 1
-            vectors = signs * numpy.float32(dims**-0.5)
-    return from_floats(vectors)
+    return from_numbers(numpy.frombuffer(data, stored).reshape(rows, width), dtype, dims)
 
 
-def from_floats(vectors: NDArray[numpy.float32]) -> Embedding:
-    """[rows, dims] without its rows of zeros. Raises InvalidRequest when none is left, or a number is not finite."""
+def from_numbers(numbers: Numbers, dtype: Dtype, dims: int | None = None) -> Embedding:
+    """The vectors that `pack` made `numbers` of, as near as can be; not for the event loop. `dims`: None is all.
+
+    Rows of zeros are left out: they are padding, and would win over every vector that points away. Of binary all
+    vectors have length 1. Raises InvalidRequest when nothing is left, or a number is not one of `dtype`.
+    """
+    vectors = numbers.astype(numpy.float32)
     if not numpy.isfinite(vectors).all():
         raise InvalidRequest("the vectors hold a number that is not finite")
+    least, most = {"int8": (-128, 127), "binary": (0, 255)}.get(dtype, (-numpy.inf, numpy.inf))
+    if dtype in ("int8", "binary") and not ((vectors >= least) & (vectors <= most) & (vectors % 1 == 0)).all():
+        raise InvalidRequest(f"the vectors hold a number that is no {dtype}, a whole one from {least} to {most}")
+    if dtype == "int8":
+        vectors /= numpy.float32(_STEPS)
+    if dtype == "binary":
+        signs = numpy.unpackbits(vectors.astype(numpy.uint8), axis=1, count=dims).astype(numpy.float32) * 2 - 1
+        vectors = signs * numpy.float32(signs.shape[1] ** -0.5)
     kept = numpy.ascontiguousarray(vectors[(vectors != 0).any(axis=1)], numpy.float32)
     if not len(kept):
         raise InvalidRequest("there are no vectors, or all of them are zeros")
