@@ -170,7 +170,7 @@ async def test_scores_are_for_one_query_or_for_pairs_and_take_vectors() -> None:
     assert (one.values, one.tokens, one.image_tokens) == ([127.0, 102.0, 137.0], 5, 2)
     two = await bench.task.score(ScoreCall((Text("a"), sent), (picture(30), sent), task="rerank", pairs=True))
     assert two.values == [127.0, 10.0]
-    assert [record.task for record in bench.records] == ["score", "rerank"]
+    assert [(record.task, record.reason) for record in bench.records] == [("score", "stop"), ("rerank", "stop")]
     with pytest.raises(InvalidMedia):
         await bench.task.score(ScoreCall((Text("a"),), (picture(30), ImageRef(b"nothing"))))
 
