@@ -74,7 +74,7 @@ class Shelf:
         products = asked @ rows if self._form == "f32" else torch._int_mm(asked, rows)  # [query vectors, page vectors]
         if len(set(lengths)) == 1:
             return products.view(len(asked), len(lengths), -1).amax(dim=2)
-        return torch.stack([part.amax(dim=1) for part in products.split(list(lengths), dim=1)], dim=1)
+        return torch.stack([part.amax(dim=1) for part in torch.split(products, list(lengths), dim=1)], dim=1)
 
     def _chunks(self, most_rows: int) -> Iterator[tuple[int, list[int]]]:
         """(first row, rows of each page) of neighbouring pages, as many as have no more than `most_rows` vectors, and
