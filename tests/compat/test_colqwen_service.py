@@ -88,6 +88,16 @@ def test_the_documents_image_lines_work(url: str, tmp_path: Path, model: ColQwen
     assert len(answer["embeddings"]) == 2  # type: ignore[arg-type]
 
 
+def test_the_first_numbers_are_those_that_they_have_always_been(url: str) -> None:
+    (query,) = httpx.post(url + "/embed/queries", json={"queries": "example query"}).json()["embeddings"]
+    (page,) = post_pages(url, png(PAGES[0])).json()["embeddings"]
+    assert query[0][:4] == pytest.approx([-0.09286, 0.10835, -0.03184, -0.07312], abs=1e-4)
+    assert page["embedding"][0][:4] == pytest.approx([-0.13193, 0.19501, 0.13192, 0.04674], abs=1e-4)
+    assert page["embedding"][page["image_patch_start"]][:4] == pytest.approx(
+        [-0.0632, -0.09534, 0.03794, -0.10173], abs=1e-4
+    )
+
+
 def test_queries_may_be_one_text_or_a_list(url: str) -> None:
     one = httpx.post(url + "/embed/queries", json={"queries": "a photo of a cat"}).json()["embeddings"]
     two = httpx.post(url + "/embed/queries", json={"queries": ["a photo of a cat", "a dog"]}).json()["embeddings"]
