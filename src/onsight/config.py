@@ -135,6 +135,8 @@ class Settings(BaseModel):
                 f"host {self.host} can be reached by others and no key is set: set ONSIGHT_API_KEY or"
                 " ONSIGHT_KEYS_FILE, or pass --no-auth"
             )
+        if self.embed_model is None and (self.embed_revision is not None or self.served_embed_name):
+            raise ValueError("embed_revision and served_embed_name speak of embed_model, which is not set: name it")
         if self.media_remote == "allow-list" and not self.media_allowed_hosts:
             raise ValueError("media_remote is 'allow-list' but media_allowed_hosts is empty: name the hosts")
         return self
