@@ -19,9 +19,10 @@ from onsight import __version__
 from onsight.api.auth import Auth
 from onsight.api.body_limits import BodyLimits
 from onsight.api.boundary import Boundary
-from onsight.api.compat import colqwen
+from onsight.api.compat import colqwen, infer
+from onsight.api.compat.llama_vision import InferRequest
 from onsight.api.docs import DocsRoutes
-from onsight.api.errors import ErrorAnswer, translate_http_exception, translate_validation_error
+from onsight.api.errors import Envelope, ErrorAnswer, translate_http_exception, translate_validation_error
 from onsight.api.health import About, Health, HealthRoutes, Ready
 from onsight.api.multipart import MEDIA_TYPE as MULTIPART
 from onsight.api.openai.answers import ChatCompletion, ChatCompletionChunk
@@ -31,7 +32,7 @@ from onsight.api.openai.responses import ResponsesRoute
 from onsight.api.openai.responses_answers import ResponseEvent, ResponseObject
 from onsight.api.openai.responses_wire import ResponsesRequest
 from onsight.api.openai.wire import ChatRequest
-from onsight.api.origin import OriginCheck
+from onsight.api.origin import LoopbackOnly, OriginCheck
 from onsight.api.rates import RateLimit
 from onsight.api.services import ApiSettings, Services
 from onsight.api.tasks.answers import LocateAnswer, TextAnswer, TextChunk
@@ -43,6 +44,12 @@ from onsight.api.vectors.wire import EmbeddingsRequest, RerankRequest, ScoreRequ
 
 __all__ = ["ApiSettings", "Services", "create_app"]
 
+ENVELOPES: Mapping[str, Envelope] = {
+    "/infer": infer.error_body,
+    **dict.fromkeys(colqwen.PATHS, colqwen.error_body),
+}
+"""Paths whose errors look as the services put them that they come from."""
+
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
@@ -51,7 +58,7 @@ def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | N
     app = _Application(
         title="Onsight",
         version=__version__,
-        description="A self-hosted vision-language server. Every error has the body of `ErrorAnswer`.",
+        description="A self-hosted vision-language server. Errors have the body of `ErrorAnswer`, but for /infer's.",
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -72,9 +79,11 @@ def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | N
 def _layers(settings: ApiSettings) -> list[Middleware]:
     """What every request passes before its route, outermost first."""
     layers = [
-        Middleware(Boundary, envelopes=dict.fromkeys(colqwen.PATHS, colqwen.error_body)),
+        Middleware(Boundary, envelopes=ENVELOPES),
         Middleware(OriginCheck, hosts=settings.allowed_hosts, origins=settings.origins),
     ]
+    if settings.loopback_only:
+        layers.append(Middleware(LoopbackOnly))
     if settings.origins:
         # Before the keys: a browser asks for leave (OPTIONS) without one.
         layers.append(
@@ -142,6 +151,7 @@ BODIES: tuple[type[BaseModel], ...] = (
     EmbeddingsEnd,
     colqwen.PatchesRequest,
     colqwen.QueriesRequest,
+    InferRequest,
 )
 """What routes read or stream by themselves, for the description."""
 
@@ -195,6 +205,15 @@ def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> Heal
     _add_task_routes(app, TaskRoutes(services))
     _add_vector_routes(app, VectorRoutes(services))
     _add_colqwen_routes(app, colqwen.ColQwenRoutes(services))
+    app.add_api_route(
+        "/infer",
+        infer.InferRoute(services).answer,
+        methods=["POST"],
+        summary="Caption a picture, or answer about it",
+        tags=["compatibility"],
+        responses=infer.ANSWERS,
+        openapi_extra=infer.BODY,
+    )
     app.add_api_route("/v1/models", models.list, response_model=ModelList, summary="List the models", tags=["OpenAI"])
     app.add_api_route(
         "/v1/models/{model:path}", models.get, response_model=ModelObject, summary="One model", tags=["OpenAI"]

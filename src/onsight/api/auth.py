@@ -25,6 +25,7 @@ NEEDED: tuple[tuple[str, Scope], ...] = (
     ("/embed/", "embed"),
     ("/patches", "embed"),
     ("/info", "embed"),
+    ("/infer", "chat"),
     ("/metrics", "admin"),
 )
 """How a path begins, and the scope that it needs."""
