@@ -16,6 +16,7 @@ import torch
 from onsight.engines.torch_engine.families.colqwen import ColQwen
 from tests.embedders import png, served_embedder
 from tests.engines.torch_engine.embedding import ASKED, BLUE, GREEN, RED, embed, farthest, load, vectors
+from tests.media.papers import encrypted, paper
 from tests.media.pictures import data_url
 from tests.tiny_colqwen import write_colqwen
 from tests.tiny_models import draw
@@ -192,6 +193,30 @@ def test_one_bad_page_is_reported_in_its_place_and_the_others_come(asking: Askin
     raw = asking.post("/v1/embeddings", body, accept="application/octet-stream").content
     entries = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["data"]
     assert ["error" in entry for entry in entries] == [False, True, False, True]
+
+
+def test_a_pdf_is_one_input_of_many_pages(asking: Asking) -> None:
+    booklet = data_url(paper(), "application/pdf")
+    items = asking.embed("a", part(booklet), part(URLS[0]))["data"]
+    assert [(one["index"], one["page"]) for one in items] == [(0, None), (1, 1), (1, 2), (1, 3), (2, None)]  # type: ignore[attr-defined]
+    (second,) = asking.embed(part(booklet, pages="2"))["data"]  # type: ignore[misc]
+    assert second["page"] == 2
+    assert (floats(second) - floats(items[2])).abs().max() <= EXACT  # type: ignore[index]
+    assert (floats(second) - floats(items[1])).abs().max() > 0.01  # type: ignore[index]
+    raw = asking.post("/v1/embeddings", {"input": [part(booklet)]}, accept="application/octet-stream").content
+    entries = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["data"]
+    assert [(entry["index"], entry["page"]) for entry in entries] == [(0, 1), (0, 2), (0, 3)]
+
+
+def test_corrupt_encrypted_and_too_many_pdfs_are_refused(asking: Asking) -> None:
+    cut, closed = (data_url(data, "application/pdf") for data in (paper()[:200], encrypted(b"secret")))
+    answer = asking.embed(part(cut), part(closed), "a")
+    assert [one["object"] for one in answer["data"]] == ["error", "error", "embedding"]  # type: ignore[attr-defined]
+    booklet = data_url(paper([RED, BLUE, GREEN] * 4), "application/pdf")
+    error = asking.refusal("/v1/embeddings", {"input": [part(booklet)] * 3})
+    assert "33 pages or more; the limit is 32" in str(error["message"])
+    error = asking.refusal("/v1/rerank", {"query": "a", "documents": [part(booklet)]})
+    assert "only a picture will do" in str(error["message"])
 
 
 def test_when_nothing_can_be_embedded_the_request_is_refused(asking: Asking) -> None:

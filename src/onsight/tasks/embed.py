@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onsight.core.embedding import Embedding
 from onsight.core.engine import EmbedEngine
@@ -22,7 +22,7 @@ Input = Text | ImageRef | Embedding
 """A query, a page, or vectors of either."""
 
 _PAGES_AT_ONCE = 8
-"""Pages of one request that are opened and not yet sent; so its memory does not grow with its length."""
+"""Pictures and PDFs of one request that are opened and not yet sent; so its memory does not grow with its length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,16 @@ class ScoreCall:
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The vectors of input `index` (0-based), and how many tokens it had, whatever became of them."""
+    """The vectors of input `index` (0-based), and how many tokens it had, whatever became of them.
+
+    `page`: which page of a PDF it is, from 1; a PDF is one input and as many of these as it has pages.
+    """
 
     index: int
     embedding: Embedding
     tokens: int
     image_tokens: int
+    page: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,8 @@ class Embed:
                     async for item in items:
                         if isinstance(item, Refused) and len(call.inputs) == 1:
                             raise item.error
+                        if not call.streamed:
+                            self._check_pages(record.images, "input")
                         yield item
             record.reason = "stop"
 
@@ -121,24 +127,24 @@ class Embed:
         with kept(record, self._bookkeepers):
             self._check(call.queries, "queries")
             self._check(call.pages, "documents")
+            # A score is one page's, so a PDF will not do.
+            pages = [replace(one, pages=None) if isinstance(one, ImageRef) else one for one in call.pages]
             found: list[Embedding] = []
             with self._admission.place():
-                async with aclosing(
-                    self._each((*call.queries, *call.pages), loaded.engine, record, VectorForm())
-                ) as items:
+                async with aclosing(self._each((*call.queries, *pages), loaded.engine, record, VectorForm())) as items:
                     async for item in items:
                         if isinstance(item, Refused):
                             raise item.error
                         found.append(item.embedding)
                 count = len(call.queries)
-                queries, pages = found[:count], found[count:]
+                queries, shown = found[:count], found[count:]
                 if call.pairs:
                     values = [
                         (await loaded.engine.score([query], [page]))[0][0]
-                        for query, page in zip(queries, pages, strict=True)
+                        for query, page in zip(queries, shown, strict=True)
                     ]
                 else:
-                    (values,) = await loaded.engine.score(queries, pages)
+                    (values,) = await loaded.engine.score(queries, shown)
             record.reason = "stop"
         return Scores(values, record.prompt_tokens, record.image_tokens)
 
@@ -151,33 +157,36 @@ class Embed:
             for index, one in enumerate(inputs):
                 try:
                     # Taken out of the queue, so that vectors which have been sent are kept by nobody.
-                    embedding = await asking.popleft()
-                    sent = isinstance(one, Embedding)
-                    tokens, image_tokens = (0, 0) if sent else (embedding.rows, embedding.image.length)
-                    record.embedded(tokens, image_tokens)
-                    if wanted != VectorForm():
-                        embedding = await asyncio.to_thread(form, embedding, wanted)
-                    yield Embedded(index, embedding, tokens, image_tokens)
+                    for page, embedding in await asking.popleft():
+                        sent = isinstance(one, Embedding)
+                        tokens, image_tokens = (0, 0) if sent else (embedding.rows, embedding.image.length)
+                        record.embedded(tokens, image_tokens)
+                        record.images += isinstance(one, ImageRef)
+                        made = embedding if wanted == VectorForm() else await asyncio.to_thread(form, embedding, wanted)
+                        yield Embedded(index, made, tokens, image_tokens, page)
                 except (InvalidRequest, TooLarge, TimedOut, EngineFailed) as error:
                     yield Refused(index, error)
                 if isinstance(one, ImageRef):
-                    record.images += 1
                     opened.release()
         finally:
             for task in asking:
                 task.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
 
-    async def _one(self, one: Input, engine: EmbedEngine, opened: asyncio.Semaphore) -> Embedding:
+    async def _one(
+        self, one: Input, engine: EmbedEngine, opened: asyncio.Semaphore
+    ) -> list[tuple[int | None, Embedding]]:
+        """(page of a PDF, vectors) of each page; of anything else there is one."""
         match one:
             case Embedding():
-                return one
+                return [(None, one)]
             case Text():
-                return await engine.embed(one)
+                return [(None, await engine.embed(one))]
             case ImageRef():
                 await opened.acquire()  # given back by whoever takes the vectors
-                (image,) = await self._door.open((one,))
-                return await engine.embed(image)
+                (images,) = await self._door.open_pages((one,))
+                made = await asyncio.gather(*(engine.embed(image) for image in images))
+                return [(image.page, embedding) for image, embedding in zip(images, made, strict=True)]
 
     def _check(self, inputs: Sequence[Input], noun: str, *, streamed: bool = False) -> None:
         """What no model can answer."""
@@ -187,11 +196,16 @@ class Embed:
             raise InvalidRequest(
                 f"{noun} has {len(inputs)} items; the limit is {self._max_inputs} (--max-inputs)", param=noun
             )
-        pages = sum(isinstance(one, ImageRef) for one in inputs)
+        if not streamed:
+            self._check_pages(sum(isinstance(one, ImageRef) for one in inputs), noun)
+
+    def _check_pages(self, pages: int, noun: str) -> None:
+        """Refuse more pages than an answer may have that is held as a whole."""
         most = self._door.limits.max_images
-        if pages > most and not streamed:
+        if pages > most:
             raise InvalidRequest(
-                f"{noun} has {pages} pages; the limit is {most} (media.max_images) in an answer that is not streamed",
+                f"{noun} has {pages} pages or more; the limit is {most} (media.max_images) where the answer is not"
+                " streamed",
                 param=noun,
             )
 

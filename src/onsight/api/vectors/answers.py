@@ -47,7 +47,8 @@ class EmbeddingObject(BaseModel):
     """The vectors of one input: `shape` is [rows, numbers of a vector], whatever the number format.
 
     `embedding`: [rows][numbers], or base64 of the same; for binary 8 numbers are one, the first in the highest bit.
-    `image` is null for queries, and once vectors are pooled.
+    `image` is null for queries, and once vectors are pooled. `page`: of a PDF, from 1; a PDF is one input and as many
+    of these as it has pages.
     """
 
     object: Literal["embedding"] = "embedding"
@@ -56,6 +57,7 @@ class EmbeddingObject(BaseModel):
     shape: tuple[int, int]
     dtype: Dtype
     image: ImageRows | None
+    page: int | None
 
 
 class RefusedObject(BaseModel):
@@ -87,6 +89,7 @@ class RawEntry(BaseModel):
     """Where an input's vectors are: bytes `start` to `end` after the header; or why there are none."""
 
     index: int
+    page: int | None = None
     shape: tuple[int, int] | None = None
     start: int | None = None
     end: int | None = None
@@ -163,7 +166,8 @@ def raw(items: Sequence[Embedded | Refused], style: Style) -> bytes:
             continue
         piece = pack(item.embedding, style.dtype).tobytes()
         shape, end = (item.embedding.rows, item.embedding.dims), start + len(piece)
-        entries.append(RawEntry(index=item.index, shape=shape, start=start, end=end, image=_rows(item.embedding)))
+        image = _rows(item.embedding)
+        entries.append(RawEntry(index=item.index, page=item.page, shape=shape, start=start, end=end, image=image))
         pieces.append(piece)
         start = end
     header = RawHeader(model=style.model, dtype=style.dtype, data=entries, usage=_usage(items))
@@ -235,6 +239,7 @@ def _object(item: Embedded | Refused, style: Style) -> EmbeddingObject | Refused
         shape=(item.embedding.rows, item.embedding.dims),
         dtype=style.dtype,
         image=_rows(item.embedding),
+        page=item.page,
     )
 
 

@@ -76,7 +76,9 @@ ScoreItems = Annotated[
 class EmbeddingsRequest(Strict):
     """The body of `POST /v1/embeddings`."""
 
-    input: Items | None = Field(None, description="Texts are queries; pictures (image_url parts) are pages.")
+    input: Items | None = Field(
+        None, description="Texts are queries; pictures and PDFs (image_url, file parts) are pages."
+    )
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1)] | None = Field(
         None, description="In place of `input`: one user message with one text or one picture, as vLLM takes it."
     )
