@@ -58,7 +58,8 @@ def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | N
     app = _Application(
         title="Onsight",
         version=__version__,
-        description="A self-hosted vision-language server. Errors have the body of `ErrorAnswer`, but for /infer's.",
+        description="A self-hosted vision-language server. Errors have the body of `ErrorAnswer`, but for those of the"
+        " compatibility routes.",
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
