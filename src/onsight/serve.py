@@ -136,6 +136,10 @@ def _roster(settings: Settings, progress: Progress | None) -> Roster:
     if settings.embed_model is not None:
         models.append(_Found.of(settings.embed_model, settings.embed_revision, settings.served_embed_name))
         _check_pair(*models)
+    if settings.quantize in ("int4", "int8") and not any(one.chats for one in models):
+        raise StartError(
+            f"quantize is {settings.quantize}, but {settings.model} makes vectors, which are made with whole weights: leave it out"
+        )
     let_waiting_threads_sleep()
     # Imported here: PyTorch takes a second or two, which no other command should pay.
     from onsight.engines.torch_engine import TorchEmbedEngine, TorchEngine
@@ -180,6 +184,7 @@ def _torch_settings(settings: Settings) -> TorchSettings:
     return TorchSettings(
         device=settings.device,
         dtype=settings.dtype,
+        quantize=settings.quantize,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         image_cache_bytes=settings.image_cache_mb * MEGABYTE,
