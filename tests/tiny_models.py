@@ -109,12 +109,18 @@ def write_smolvlm(
     return folder
 
 
-def write_qwen(folder: Path, *, seed: int = 0, context: int = 1024, true_pictures: bool = False) -> Path:
-    """A Qwen2.5-VL of about 0.2M parameters: patches of 14 px, merged two by two, windows of 4 by 4 patches."""
+def write_qwen(
+    folder: Path, *, seed: int = 0, context: int = 1024, true_pictures: bool = False, words: Sequence[str] = ()
+) -> Path:
+    """A Qwen2.5-VL of about 0.2M parameters: patches of 14 px, merged two by two, windows of 4 by 4 patches.
+
+    `words` are tokens of their own that are not special, like the real one's `<tool_call>`.
+    """
     from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
     tokenizer = _tokenizer(QWEN_SPECIALS)
+    tokenizer.add_tokens([AddedToken(word, special=False, normalized=False) for word in words])
     ids = {token: tokenizer.token_to_id(token) for token in QWEN_SPECIALS}
     text = {
         "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,

@@ -44,7 +44,7 @@ FAKE_CARD = ModelCard(
     family="fake",
     licence="Apache-2.0",
     description="No model at all: answers are made up by a rule, for tests.",
-    capabilities=("chat",),
+    capabilities=("chat", "tools"),
 )
 
 

@@ -33,7 +33,7 @@ CARD = ModelCard(
     family="fake",
     licence="Apache-2.0",
     description="No model at all.",
-    capabilities=("chat",),
+    capabilities=("chat", "tools"),
     convention="0..1000",
     pixels={"chat": PixelBudget(max_pixels=500_000)},
     defaults=Defaults(temperature=0.25),
@@ -120,9 +120,9 @@ def build() -> Iterator[Callable[..., Bench]]:
         *,
         engine: ChatEngine | None = None,
         places: int = 8,
+        card: ModelCard = CARD,
         names: tuple[str, ...] = ("fake", "org/fake-2B"),
         frames: FrameRule | None = None,
-        card: ModelCard = CARD,
         **settings: object,
     ) -> Bench:
         if engine is None:

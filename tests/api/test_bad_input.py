@@ -22,6 +22,16 @@ def video(**fields: object) -> list[dict[str, object]]:
     return user({"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA", **fields}})
 
 
+def called(**function: object) -> dict[str, object]:
+    """An assistant's message that calls `click`."""
+    call = {"id": "call_1", "type": "function", "function": {"name": "click", "arguments": "{}", **function}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+def tool(name: object = "click", **fields: object) -> dict[str, object]:
+    return {"type": "function", "function": {"name": name, **fields}}
+
+
 WRONG = {
     "an unknown field": ({"foo": 1}, "foo", "unknown field `foo`"),
     "an unknown field of a message": (
@@ -43,7 +53,58 @@ WRONG = {
     "no content": ({"messages": [{"role": "user"}]}, "messages.0.content", "missing"),
     "no role": ({"messages": [{"content": "x"}]}, "messages.0.role", "missing"),
     "an unknown role": ({"messages": [{"role": "bot", "content": "x"}]}, "messages.0.role", "'bot'"),
-    "a tool's message": ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "not supported"),
+    "a function's message": ({"messages": [{"role": "function", "content": "x"}]}, "messages.0.role", "not supported"),
+    "a result of no call": (
+        {"messages": [{"role": "tool", "content": "x"}]},
+        "messages.0.tool_call_id",
+        "name the call",
+    ),
+    "a result of a call that nobody made": (
+        {"messages": [*hello(), called(), {"role": "tool", "content": "x", "tool_call_id": "call_2"}]},
+        "messages.2.tool_call_id",
+        "'call_2'",
+    ),
+    "a picture as a result": (
+        {"messages": [*hello(), called(), {**image()[0], "role": "tool", "tool_call_id": "call_1"}]},
+        "messages.2.content",
+        "put it into a user message",
+    ),
+    "a user who answers a call": (
+        {"messages": [*hello(), called(), {"role": "user", "content": "x", "tool_call_id": "call_1"}]},
+        "messages.2.tool_call_id",
+        "answers no call",
+    ),
+    "a user who calls": ({"messages": [{**called(), "role": "user"}]}, "messages.0.tool_calls", "cannot call"),
+    "a list of no calls": (
+        {"messages": [*hello(), {"role": "assistant", "content": "x", "tool_calls": []}, *hello()]},
+        "messages.1.tool_calls",
+        "empty",
+    ),
+    "a call whose arguments are no JSON": (
+        {"messages": [*hello(), called(arguments="x=1"), *hello()]},
+        "messages.1.tool_calls.0.function.arguments",
+        "JSON object",
+    ),
+    "a call whose arguments are a list": (
+        {"messages": [*hello(), called(arguments="[1]"), *hello()]},
+        "messages.1.tool_calls.0.function.arguments",
+        "JSON object",
+    ),
+    "a call whose arguments hold half a character": (
+        {"messages": [*hello(), called(arguments='{"x": "\\ud800"}'), *hello()]},
+        "messages.1.tool_calls.0.function.arguments",
+        "JSON object",
+    ),
+    "a call whose arguments are nested without end": (
+        {"messages": [*hello(), called(arguments='{"x": ' + "[" * 20_000), *hello()]},
+        "messages.1.tool_calls.0.function.arguments",
+        "JSON object",
+    ),
+    "a call whose arguments hold no number": (
+        {"messages": [*hello(), called(arguments='{"x": NaN}'), *hello()]},
+        "messages.1.tool_calls.0.function.arguments",
+        "JSON object",
+    ),
     "a speaker's name": (
         {"messages": [{"role": "user", "content": "x", "name": "Ann"}]},
         "messages.0.name",
@@ -120,8 +181,37 @@ WRONG = {
     ),
     "stored answers": ({"store": True}, "store", "not supported"),
     "another tier": ({"service_tier": "priority"}, "service_tier", "not supported"),
-    "tools": ({"tools": [{"type": "function"}]}, "tools", "not supported"),
-    "a tool's choice": ({"tool_choice": "auto"}, "tool_choice", "not supported"),
+    "a list of no tools": ({"tools": []}, "tools", "empty"),
+    "a tool without a function": ({"tools": [{"type": "function"}]}, "tools.0.function", "missing"),
+    "a tool of another kind": ({"tools": [{"type": "web_search"}]}, "tools.0.type", "`web_search` is not supported"),
+    "a tool without a name": ({"tools": [{"type": "function", "function": {}}]}, "tools.0.function.name", "missing"),
+    "a tool's name with blanks": ({"tools": [tool("click here")]}, "tools.0.function.name", "'click here'"),
+    "two tools of one name": ({"tools": [tool(), tool()]}, "tools.1.function.name", "two tools are called 'click'"),
+    "an unknown field of a tool": ({"tools": [tool(cost=1)]}, "tools.0.function.cost", "unknown field"),
+    "parameters that are no schema": ({"tools": [tool(parameters="x")]}, "tools.0.function.parameters", "dictionary"),
+    "parameters that are no object": (
+        {"tools": [tool(parameters={"type": "string"})]},
+        "tools.0.function.parameters.type",
+        "'object'",
+    ),
+    "a choice of no tool": ({"tool_choice": "required"}, "tool_choice", "no tools"),
+    "a choice of an unknown tool": (
+        {"tools": [tool()], "tool_choice": tool("scroll")},
+        "tool_choice.function.name",
+        "'scroll'; the request's tools are 'click'",
+    ),
+    "an unknown choice": ({"tools": [tool()], "tool_choice": "any"}, "tool_choice", "none, auto, required"),
+    "a choice without a name": (
+        {"tools": [tool()], "tool_choice": {"type": "function"}},
+        "tool_choice.function",
+        "missing",
+    ),
+    "a choice of another kind": (
+        {"tools": [tool()], "tool_choice": {"type": "allowed_tools"}},
+        "tool_choice.type",
+        "`allowed_tools` is not supported",
+    ),
+    "a parallel that is a word": ({"tools": [tool()], "parallel_tool_calls": "yes"}, "parallel_tool_calls", "boolean"),
     "functions": ({"functions": []}, "functions", "not supported"),
     "spoken answers": ({"modalities": ["text", "audio"]}, "modalities", "not supported"),
     "a voice": ({"audio": {"voice": "alloy"}}, "audio", "not supported"),

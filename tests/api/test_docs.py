@@ -59,6 +59,7 @@ async def test_the_description_knows_every_route_and_every_reference_resolves(be
         "/v1/ocr",
         "/v1/locate",
         "/v1/describe",
+        "/v1/responses",
     }
     text = (await bench.get("/openapi.json")).text
     names = set(re.findall(r'"#/components/schemas/([^"]+)"', text))
@@ -72,7 +73,7 @@ async def test_the_description_of_a_chat_body_tells_what_is_honoured_and_what_ch
     fields = schemas["ChatRequest"]["properties"]
     assert {"messages", "stream", "seed", "stop", "top_k", "response_format", "logprobs"} <= set(fields)
     assert fields["user"]["description"].startswith("Changes nothing")
-    assert fields["tools"]["description"].startswith("Not offered")
+    assert fields["functions"]["description"].startswith("Not offered")
     assert schemas["ChatRequest"]["additionalProperties"] is False
     operation = described["paths"]["/v1/chat/completions"]["post"]
     assert operation["responses"]["default"]["content"]["application/json"]["schema"]["$ref"].endswith("ErrorAnswer")

@@ -99,7 +99,7 @@ async def test_a_model_is_shown_with_its_cards_facts(bench: Bench) -> None:
         "description": "No model at all.",
         "family": "fake",
         "licence": "Apache-2.0",
-        "capabilities": ["chat"],
+        "capabilities": ["chat", "tools"],
         "convention": "0..1000",
         "pixels": {"chat": {"min_pixels": None, "max_pixels": 500_000}},
         "defaults": {"temperature": 0.25, "top_p": None},

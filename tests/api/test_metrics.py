@@ -42,6 +42,14 @@ async def test_an_answered_request_is_counted(bench: Bench) -> None:
     assert metrics["onsight_engine_ready", ""] == 1
 
 
+async def test_an_answer_that_calls_is_no_failure(bench: Bench) -> None:
+    tool = {"type": "function", "function": {"name": "wait"}}
+    await bench.chat(tools=[tool], tool_choice="required")
+    metrics = await read(bench)
+    assert metrics["onsight_request_success_total", "tool_calls"] == 1
+    assert not any(name == "onsight_request_failure_total" for name, _ in metrics)
+
+
 async def test_failures_and_refusals_are_counted_by_their_reason(build: Callable[..., Bench]) -> None:
     bench = build(FakeScript(fail_after=1))
     await bench.chat()

@@ -399,6 +399,7 @@ async def test_chat_refuses_by_name_what_it_could_not_map(build: Build) -> None:
     asked: list[dict[str, object]] = [
         {"messages": user(url), "stream": True},
         {"messages": user(url), "logprobs": True},
+        {"messages": user(url), "tools": [{"type": "function", "function": {"name": "click"}}]},
         {"messages": user(url, url)},
         {"messages": user({"type": "text", "text": "where?"})},
     ]

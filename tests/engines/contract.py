@@ -11,8 +11,9 @@ import pytest
 
 from onsight.core.engine import ChatEngine
 from onsight.core.errors import ContextTooLong, InvalidRequest, Unavailable
-from onsight.core.generation import Event, Finished, GenerateRequest, Sampling, TextDelta
+from onsight.core.generation import Event, Finished, GenerateRequest, Sampling, TextDelta, ToolCallDelta
 from onsight.core.messages import Image, Message, Text
+from onsight.core.tools import Tool, ToolCall, ToolChoice, ToolUse
 
 
 def solid(colour: tuple[int, int, int], width: int = 64, height: int = 48) -> Image:
@@ -33,6 +34,58 @@ async def events_of(engine: ChatEngine, request: GenerateRequest) -> list[Event]
 
 async def text_of(engine: ChatEngine, request: GenerateRequest) -> str:
     return "".join(event.text for event in await events_of(engine, request) if isinstance(event, TextDelta))
+
+
+def _number(most: int) -> dict[str, object]:
+    return {"type": "integer", "minimum": 0, "maximum": most}
+
+
+CLICK = Tool(
+    "click",
+    "Click a place",
+    json.dumps(
+        {
+            "type": "object",
+            "properties": {"x": _number(99), "button": {"enum": ["left", "right"]}},
+            "required": ["x", "button"],
+            "additionalProperties": False,
+        }
+    ),
+    "tools.0.function.parameters",
+)
+WAIT = Tool("wait")
+
+
+def calling(text: str, *tools: Tool, seed: int = 1, parallel: bool | None = None, **choice: object) -> GenerateRequest:
+    """One user turn that offers `tools`; a call is required unless `mode` says otherwise."""
+    chosen = ToolChoice(**{"mode": "required"} | choice)  # type: ignore[arg-type]
+    request = ask(text, sampling=Sampling(max_tokens=150, temperature=1.0, seed=seed))
+    return replace(request, tools=ToolUse(tools or (CLICK, WAIT), chosen, parallel))
+
+
+def calls_of(events: list[Event]) -> list[ToolCall]:
+    """The calls in an answer's events, whose order is checked on the way."""
+    calls: list[ToolCall] = []
+    for event in events:
+        if isinstance(event, ToolCallDelta) and event.id is not None:
+            assert event.index == len(calls)
+            calls.append(ToolCall(event.id, event.name or "", event.arguments))
+        elif isinstance(event, ToolCallDelta):
+            assert event.index == len(calls) - 1
+            calls[-1] = replace(calls[-1], arguments=calls[-1].arguments + event.arguments)
+    return calls
+
+
+def check_call(call: ToolCall) -> None:
+    """The call keeps to the parameters of the tool that it names."""
+    arguments = json.loads(call.arguments)
+    if call.name == "wait":
+        assert arguments == {}
+        return
+    assert call.name == "click"
+    assert set(arguments) == {"x", "button"}
+    assert 0 <= arguments["x"] <= 99
+    assert arguments["button"] in ("left", "right")
 
 
 async def idle(engine: ChatEngine) -> None:
@@ -141,6 +194,54 @@ class EngineContract:
         with pytest.raises(InvalidRequest) as caught:
             await events_of(engine, ask("x", schema='"not a schema"'))
         assert caught.value.param == "response_format"
+
+    async def test_a_required_call_is_the_whole_answer_and_keeps_to_its_schema(self, engine: ChatEngine) -> None:
+        made = []
+        for seed in range(4):
+            events = await events_of(engine, calling("go", seed=seed, parallel=False))
+            assert not any(isinstance(event, TextDelta) for event in events)
+            assert isinstance(events[-1], Finished)
+            assert events[-1].reason == "tool_calls"
+            made += calls_of(events)
+        assert len(made) == 4
+        assert len({call.id for call in made}) == 4
+        for call in made:
+            check_call(call)
+
+    async def test_a_named_tool_is_the_one_that_is_called(self, engine: ChatEngine) -> None:
+        for name in ("click", "wait"):
+            (call,) = calls_of(await events_of(engine, calling("go", mode="required", name=name)))
+            assert call.name == name
+            check_call(call)
+
+    async def test_a_free_choice_is_text_or_calls_that_keep_to_their_schemas(self, engine: ChatEngine) -> None:
+        events = await events_of(engine, calling("hello", mode="auto"))
+        calls = calls_of(events)
+        for call in calls[:-1]:
+            check_call(call)
+        said = "".join(event.text for event in events if isinstance(event, TextDelta))
+        assert said or calls
+        assert isinstance(events[-1], Finished)
+        assert (events[-1].reason == "tool_calls") == bool(calls) or events[-1].reason == "length"
+
+    async def test_calls_and_their_results_are_part_of_a_history(self, engine: ChatEngine) -> None:
+        history = (
+            Message("user", (Text("click the button"), solid((9, 9, 200)))),
+            Message("assistant", (ToolCall("call_1", "click", '{"x": 4, "button": "left"}'),)),
+            Message("tool", (Text("done"),), "call_1"),
+        )
+        request = replace(calling("x"), messages=history, tools=None)
+        with_result = (await events_of(engine, request))[-1]
+        shorter = (await events_of(engine, replace(request, messages=history[:1])))[-1]
+        assert isinstance(with_result, Finished)
+        assert isinstance(shorter, Finished)
+        assert with_result.usage.prompt_tokens > shorter.usage.prompt_tokens
+
+    async def test_parameters_that_are_no_schema_are_refused_with_their_place(self, engine: ChatEngine) -> None:
+        broken = Tool("broken", parameters='"nothing"', param="tools.1.function.parameters")
+        with pytest.raises(InvalidRequest) as caught:
+            await events_of(engine, calling("x", CLICK, broken))
+        assert caught.value.param == "tools.1.function.parameters"
 
     async def test_a_closed_engine_says_so(self, engine: ChatEngine) -> None:
         await engine.close()

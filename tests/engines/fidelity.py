@@ -130,7 +130,7 @@ class Tiny:
         """The prompt as the engine makes it."""
         images = [image for message in messages for image in message.images]
         plans = [self.family.plan(image, len(images)) for image in images]
-        return lay_out(messages, self.template, self.vocabulary, plans, self.family.image_token_id)
+        return lay_out(messages, self.template, self.vocabulary, plans, {self.family.image_token_id})
 
 
 def note(record_property: Callable[[str, Any], None], column: str, check: str, difference: float) -> None:

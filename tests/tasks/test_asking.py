@@ -65,7 +65,9 @@ def test_the_cards_budget_holds_where_the_request_says_nothing() -> None:
 
 def test_a_missing_task_is_refused_by_name() -> None:
     smol, peek, holo = (calling(CARDS[name]) for name in ("smolvlm2", "peek", "holo1_5"))
-    with pytest.raises(Unsupported, match="was not made to locate; it can chat, caption, ocr, describe") as caught:
+    with pytest.raises(
+        Unsupported, match="was not made to locate; it can chat, tools, caption, ocr, describe"
+    ) as caught:
         locate.prompt(smol, Wanted("x"))
     assert caught.value.param == "model"
     for call, wanted, param in (

@@ -32,7 +32,7 @@ from onsight.tasks.roster import Loaded, Roster
 from tests.media.clips import EVERY_SECOND, clip
 from tests.media.pictures import plain
 
-CARD = ModelCard("fake", "Fake", "fake", "Apache-2.0", "no model", ("chat",))
+CARD = ModelCard("fake", "Fake", "fake", "Apache-2.0", "no model", ("chat", "tools"))
 
 
 class CountingDoor(MediaDoor):

@@ -25,6 +25,9 @@ from onsight.api.multipart import MEDIA_TYPE as MULTIPART
 from onsight.api.openai.answers import ChatCompletion, ChatCompletionChunk
 from onsight.api.openai.chat import ChatRoute
 from onsight.api.openai.models import ModelList, ModelObject, ModelRoutes
+from onsight.api.openai.responses import ResponsesRoute
+from onsight.api.openai.responses_answers import ResponseEvent, ResponseObject
+from onsight.api.openai.responses_wire import ResponsesRequest
 from onsight.api.openai.wire import ChatRequest
 from onsight.api.services import ApiSettings, Services
 from onsight.api.tasks.answers import LocateAnswer, TextAnswer, TextChunk
@@ -94,6 +97,8 @@ class _Application(FastAPI):
 BODIES: tuple[type[BaseModel], ...] = (
     ChatRequest,
     ChatCompletionChunk,
+    ResponsesRequest,
+    ResponseEvent,
     CaptionRequest,
     OcrRequest,
     LocateRequest,
@@ -119,6 +124,11 @@ def _reads_picture(body: type[BaseModel]) -> dict[str, Any]:
     return description
 
 
+def _streams(event: type[BaseModel]) -> dict[str, Any]:
+    """The description of a route that may answer with a stream of `event`s."""
+    return {"content": {"text/event-stream": {"schema": _reference(event)}}}
+
+
 def _reference(model: type[BaseModel]) -> Mapping[str, str]:
     return {"$ref": f"#/components/schemas/{model.__name__}"}
 
@@ -126,15 +136,23 @@ def _reference(model: type[BaseModel]) -> Mapping[str, str]:
 def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> HealthRoutes:
     chat, models = ChatRoute(services, settings), ModelRoutes(services)
     health, docs = HealthRoutes(services), DocsRoutes(app)
-    streamed = {"content": {"text/event-stream": {"schema": _reference(ChatCompletionChunk)}}}
     app.add_api_route(
         "/v1/chat/completions",
         chat.answer,
         methods=["POST"],
         summary="Chat about pictures and text",
         tags=["OpenAI"],
-        responses={200: {"model": ChatCompletion, **streamed}},
+        responses={200: {"model": ChatCompletion, **_streams(ChatCompletionChunk)}},
         openapi_extra=_reads(ChatRequest),
+    )
+    app.add_api_route(
+        "/v1/responses",
+        ResponsesRoute(services, settings).answer,
+        methods=["POST"],
+        summary="Answer items of text, pictures and calls",
+        tags=["OpenAI"],
+        responses={200: {"model": ResponseObject, **_streams(ResponseEvent)}},
+        openapi_extra=_reads(ResponsesRequest),
     )
     _add_task_routes(app, TaskRoutes(services))
     app.add_api_route("/v1/models", models.list, response_model=ModelList, summary="List the models", tags=["OpenAI"])

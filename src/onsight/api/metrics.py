@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,6 +13,7 @@ from starlette.responses import Response
 
 from onsight.core.byte_cache import ByteCache
 from onsight.core.engine import EngineStatus
+from onsight.core.generation import FinishReason
 from onsight.core.messages import Image
 from onsight.tasks.admission import Admission
 from onsight.tasks.record import Record
@@ -68,7 +70,7 @@ class Metrics:
         self._videos.labels(model).inc(record.videos)
         if record.first_token_ms is not None:
             self._first.labels(model).observe(record.first_token_ms / 1000)
-        if record.reason not in ("stop", "length"):
+        if record.reason not in get_args(FinishReason):
             self._failure.labels(model, record.reason).inc()
             return
         self._success.labels(model, record.reason).inc()

@@ -15,9 +15,9 @@ MEDIA_TYPE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
 
 
-def event(data: bytes) -> bytes:
-    """`data` (one line) as one event."""
-    return b"data: " + data + b"\n\n"
+def event(data: bytes, name: str = "") -> bytes:
+    """`data` (one line) as one event, called `name` if that is not empty."""
+    return (f"event: {name}\n".encode() if name else b"") + b"data: " + data + b"\n\n"
 
 
 async def as_events(data: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:

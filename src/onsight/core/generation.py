@@ -7,8 +7,9 @@ from typing import Literal
 
 from onsight.core.geometry import View
 from onsight.core.messages import Message
+from onsight.core.tools import ToolUse
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,13 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """The canonical request: every wire dialect becomes this. `schema` is JSON Schema text that the answer must
-    satisfy."""
+    """The canonical request: every wire dialect becomes this. `schema` is JSON Schema text that the answer's text must
+    satisfy; `tools` may be called instead of saying something."""
 
     messages: tuple[Message, ...]
     sampling: Sampling = field(default_factory=Sampling)
     schema: str | None = None
+    tools: ToolUse | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +85,26 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """The next piece of call number `index` (from 0). Its first one carries `id` and `name`; `arguments` is JSON text
+    that goes on from piece to piece."""
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
-    """The last event, exactly once, unless the engine raised. `views`: how each picture was seen, in their order."""
+    """The last event, exactly once, unless the engine raised. `views`: how each picture was seen, in their order.
+
+    An answer that ends with calls ends with "tool_calls".
+    """
 
     reason: FinishReason
     usage: Usage
     views: tuple[View, ...] = ()
 
 
-Event = TextDelta | Finished
+Event = TextDelta | ToolCallDelta | Finished

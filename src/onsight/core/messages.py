@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onsight.core.geometry import Box, Size
+from onsight.core.tools import ToolCall
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 Detail = Literal["auto", "low", "high"]
 
 
@@ -142,18 +143,27 @@ class VideoRef:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A message as a client wrote it; its pictures and videos are not fetched yet."""
+    """A message as a client wrote it; its pictures and videos are not fetched yet.
+
+    Calls stand in an assistant's message; `call_id` names the call that a tool's message answers.
+    """
 
     role: Role
-    parts: tuple[Text | ImageRef | VideoRef, ...]
+    parts: tuple[Text | ImageRef | VideoRef | ToolCall, ...]
+    call_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A message as an engine reads it; parts keep the client's order."""
+    """A message as an engine reads it; parts keep the client's order. See `Draft`."""
 
     role: Role
-    parts: tuple[Text | Image | Video, ...]
+    parts: tuple[Text | Image | Video | ToolCall, ...]
+    call_id: str | None = None
+
+    @property
+    def media(self) -> tuple[Image | Video, ...]:
+        return tuple(part for part in self.parts if isinstance(part, Image | Video))
 
     @property
     def images(self) -> tuple[Image, ...]:

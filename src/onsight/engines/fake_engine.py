@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import re
+import uuid
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
@@ -19,13 +20,17 @@ from onsight.core.generation import (
     GenerateRequest,
     TextDelta,
     TokenLogprob,
+    ToolCallDelta,
     Usage,
 )
 from onsight.core.geometry import View
 from onsight.core.messages import Image, Text, Video
+from onsight.core.tools import Tool
 
 IMAGE_TOKENS = 16
 """What the fake engine says a picture costs, and a frame of a video."""
+
+_CALLED: FinishReason = "tool_calls"
 
 VOCABULARY = ("red", "green", "blue", "grey", "wide", "tall", "small", "large")
 
@@ -41,7 +46,7 @@ class FakeScript:
 
 class FakeEngine:
     """Answers `fake engine: <last text> <pictures and videos>`, then words drawn by the seed until `max_tokens` (32
-    when unset)."""
+    when unset). Offered tools, it calls those that the last user's text names; a required call it makes in any case."""
 
     def __init__(self, script: FakeScript = FakeScript()) -> None:
         self._script = script
@@ -75,7 +80,10 @@ class FakeEngine:
         if self._state != "ready":
             raise Unavailable(f"the engine is {self._state}; try again soon")
         prompt_tokens, image_tokens, video_tokens = self._count(request)
-        tokens, ends = self._answer(request)
+        for tool in () if request.tools is None else request.tools.tools:
+            _example(tool.parameters, tool.param)
+        calls = _pieces(_called(request))
+        tokens, ends = ([""] * len(calls), _CALLED) if calls else self._answer(request)
         most = request.sampling.max_tokens
         if most is not None and most < len(tokens):
             tokens, ends = tokens[:most], "length"
@@ -83,7 +91,7 @@ class FakeEngine:
         self._running += 1
         try:
             sent = ""
-            held = _StopText(request.sampling.stop)
+            held = _StopText(() if calls else request.sampling.stop)
             count = 0
             for count, token in enumerate(tokens, 1):
                 await asyncio.sleep(self._script.step_s)
@@ -92,6 +100,9 @@ class FakeEngine:
                 if self._script.fail_after is not None and count > self._script.fail_after:
                     raise EngineFailed("the engine failed on this request; the server's log says why")
                 self._steps_total += 1
+                if calls:
+                    yield calls[count - 1]
+                    continue
                 sent = held.push(token)
                 yield TextDelta(sent, _logprobs(token, request))
                 if held.stopped:
@@ -122,10 +133,10 @@ class FakeEngine:
 
     def _answer(self, request: GenerateRequest) -> tuple[list[str], FinishReason]:
         if request.schema is not None:
-            return [_example(request.schema)], "stop"
+            return [_example(request.schema, "response_format")], "stop"
         last = request.messages[-1]
         said = " ".join(part.text for part in last.parts if isinstance(part, Text))
-        seen = " ".join(_seen(part) for part in last.parts if not isinstance(part, Text))
+        seen = " ".join(_seen(part) for part in last.media)
         # Without a temperature nothing is drawn, and the same request always gets the same words.
         chance = random.Random(0 if request.sampling.temperature == 0 else request.sampling.seed)
         words = [chance.choice(VOCABULARY) for _ in range(8)]
@@ -177,14 +188,38 @@ def _logprobs(token: str, request: GenerateRequest) -> tuple[TokenLogprob, ...]:
     return (TokenLogprob(chosen, (chosen, *others)[: request.sampling.top_logprobs]),)
 
 
-def _example(schema: str) -> str:
+def _called(request: GenerateRequest) -> list[Tool]:
+    """The tools that the answer calls, in the client's order."""
+    if request.tools is None:
+        return []
+    use = request.tools
+    last = request.messages[-1]
+    said = " ".join(part.text for part in last.parts if isinstance(part, Text)) if last.role == "user" else ""
+    named = [tool for tool in use.callable if re.search(rf"\b{re.escape(tool.name)}\b", said)]
+    if not named and use.choice.mode == "required":
+        named = [use.callable[0]]
+    return named[:1] if use.parallel is False else named
+
+
+def _pieces(calls: list[Tool]) -> list[ToolCallDelta]:
+    """The calls' events: its id and name, then its arguments in two pieces; one token each."""
+    pieces: list[ToolCallDelta] = []
+    for index, tool in enumerate(calls):
+        arguments = _example(tool.parameters, tool.param)
+        half = len(arguments) // 2
+        pieces.append(ToolCallDelta(index, id=f"call_{uuid.uuid4().hex[:24]}", name=tool.name))
+        pieces += [ToolCallDelta(index, piece) for piece in (arguments[:half], arguments[half:])]
+    return pieces
+
+
+def _example(schema: str, param: str | None) -> str:
     """The smallest JSON that a simple schema accepts. Raises InvalidRequest for text that is no schema."""
     try:
         table = json.loads(schema)
     except ValueError:
         table = None
     if not isinstance(table, dict):
-        raise InvalidRequest("the JSON schema is not a JSON object", param="response_format")
+        raise InvalidRequest("the JSON schema is not a JSON object", param=param)
     return json.dumps(_value(table))
 
 

@@ -18,7 +18,7 @@ from onsight.core.frames import FrameRule, Spread
 from onsight.core.geometry import Convention
 from onsight.models.hub import adapter_base, locate_base
 
-Capability = Literal["chat", "caption", "ocr", "locate", "describe", "embed", "video"]
+Capability = Literal["chat", "tools", "caption", "ocr", "locate", "describe", "embed", "video"]
 
 
 @dataclass(frozen=True, slots=True)

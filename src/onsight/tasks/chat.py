@@ -17,10 +17,12 @@ from onsight.core.generation import (
     Sampling,
     TextDelta,
     TokenLogprob,
+    ToolCallDelta,
     Usage,
 )
 from onsight.core.geometry import View
 from onsight.core.messages import Draft, Image, ImageRef, Message, Text, Video, VideoRef
+from onsight.core.tools import ToolCall, ToolUse
 from onsight.media.door import MediaDoor
 from onsight.models.card import ModelCard
 from onsight.tasks.admission import Admission
@@ -45,6 +47,7 @@ class ChatCall:
     n: int = 1
     request_id: str = ""
     task: str = "chat"
+    tools: ToolUse | None = None
     compose: Compose | None = None
 
 
@@ -65,6 +68,7 @@ class Answer:
     reason: FinishReason
     usage: Usage
     views: tuple[View, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
 
 
 class Chat:
@@ -91,7 +95,7 @@ class Chat:
                 messages = await self._open(call.drafts, loaded.card, record)
                 if call.compose is not None:
                     messages = await asyncio.to_thread(call.compose, messages)
-                request = GenerateRequest(messages, call.sampling, call.schema)
+                request = GenerateRequest(messages, call.sampling, call.schema, call.tools)
                 async with aclosing(_choices(loaded, request, call.n)) as events:
                     async for choice in events:
                         record.token()
@@ -123,22 +127,23 @@ class Chat:
 
 def _message(draft: Draft, images: Iterator[Image], videos: Iterator[Video]) -> Message:
     """`draft` with each reference replaced by the next opened picture or video."""
-    parts: list[Text | Image | Video] = []
+    parts: list[Text | Image | Video | ToolCall] = []
     for part in draft.parts:
         match part:
             case ImageRef():
                 parts.append(next(images))
             case VideoRef():
                 parts.append(next(videos))
-            case Text():
+            case Text() | ToolCall():
                 parts.append(part)
-    return Message(draft.role, tuple(parts))
+    return Message(draft.role, tuple(parts), draft.call_id)
 
 
 async def collect(events: AsyncGenerator[ChoiceEvent, None], n: int = 1) -> list[Answer]:
     """Fold a stream into its `n` answers, in order of index: a plain answer is the stream, collected."""
     texts: list[list[str]] = [[] for _ in range(n)]
     logprobs: list[list[TokenLogprob]] = [[] for _ in range(n)]
+    calls: list[list[ToolCall]] = [[] for _ in range(n)]
     ends: dict[int, Finished] = {}
     async with aclosing(events):
         async for choice in events:
@@ -146,11 +151,22 @@ async def collect(events: AsyncGenerator[ChoiceEvent, None], n: int = 1) -> list
                 case TextDelta(text, tokens):
                     texts[choice.index].append(text)
                     logprobs[choice.index].extend(tokens)
+                case ToolCallDelta() as piece:
+                    _add(piece, calls[choice.index])
                 case Finished() as end:
                     ends[choice.index] = end
     return [
-        Answer("".join(texts[i]), tuple(logprobs[i]), ends[i].reason, ends[i].usage, ends[i].views) for i in range(n)
+        Answer("".join(texts[i]), tuple(logprobs[i]), ends[i].reason, ends[i].usage, ends[i].views, tuple(calls[i]))
+        for i in range(n)
     ]
+
+
+def _add(piece: ToolCallDelta, calls: list[ToolCall]) -> None:
+    """Take the next piece of a choice's calls; the first one of each call has its id and name."""
+    if piece.id is not None and piece.name is not None:
+        calls.append(ToolCall(piece.id, piece.name, piece.arguments))
+    else:
+        calls[piece.index] = replace(calls[piece.index], arguments=calls[piece.index].arguments + piece.arguments)
 
 
 async def _choices(loaded: Loaded, request: GenerateRequest, n: int) -> AsyncGenerator[ChoiceEvent, None]:
@@ -226,8 +242,29 @@ def _check(call: ChatCall, loaded: Loaded) -> None:
                     f"model {loaded.name!r} does not see videos; send pictures of it, or ask a model that does",
                     param=part.param,
                 )
-    if call.drafts[-1].role != "user":
+    if call.drafts[-1].role not in ("user", "tool"):
         raise InvalidRequest(
-            f"the last message is from {call.drafts[-1].role!r}; it must be from 'user'",
+            f"the last message is from {call.drafts[-1].role!r}; it must be from 'user' or 'tool'",
             param=f"messages.{len(call.drafts) - 1}",
+        )
+    _check_tools(call, loaded)
+
+
+def _check_tools(call: ChatCall, loaded: Loaded) -> None:
+    """Refuse tools that the model cannot call, and results of calls that nobody made."""
+    asked: set[str] = set()
+    used = False
+    for index, draft in enumerate(call.drafts):
+        made = [part.id for part in draft.parts if isinstance(part, ToolCall)]
+        asked.update(made)
+        used = used or bool(made) or draft.role == "tool"
+        if draft.role == "tool" and draft.call_id not in asked:
+            raise InvalidRequest(
+                f"no message before this one calls a tool with id {draft.call_id!r}",
+                param=f"messages.{index}.tool_call_id",
+            )
+    if (used or call.tools is not None) and "tools" not in loaded.card.capabilities:
+        raise Unsupported(
+            f"model {loaded.name!r} does not call tools; it offers {', '.join(loaded.card.capabilities)}",
+            param="messages" if call.tools is None else "tools",
         )

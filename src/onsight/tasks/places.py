@@ -60,6 +60,11 @@ def check_mapping(call: ChatCall, card: ModelCard, *, stream: bool) -> None:
             "coordinates is 'original', after which the tokens are no longer the text's; leave `logprobs` out",
             param="coordinates",
         )
+    if call.tools is not None:
+        raise Unsupported(
+            "coordinates is 'original', which maps what is said, not the arguments of calls; leave `tools` out",
+            param="coordinates",
+        )
     images = sum(isinstance(part, ImageRef) for draft in call.drafts for part in draft.parts)
     if images != 1:
         raise InvalidRequest(

@@ -109,7 +109,7 @@ def test_text_sees_a_picture_from_its_place_to_the_next(family: Mllama, mllama: 
     images = [RED, SMALL, BLUE]
     plans = [family.plan(image) for image in images]
     template, vocabulary = ChatTemplate(mllama, family.image_text, family.chat_template), Vocabulary(mllama)
-    prompt = lay_out((turn("a", RED, SMALL, "b", BLUE, "c"),), template, vocabulary, plans, family.image_token_id)
+    prompt = lay_out((turn("a", RED, SMALL, "b", BLUE, "c"),), template, vocabulary, plans, {family.image_token_id})
     family.place(prompt)
     assert prompt.seen is not None
     assert prompt.seen.shape == (len(prompt.token_ids), 12)
@@ -127,7 +127,7 @@ def test_only_the_same_pictures_in_the_same_order_share_a_beginning(family: Mlla
         messages = (turn(*parts),)
         plans = [family.plan(image) for image in messages[0].images]
         template = ChatTemplate(mllama, family.image_text, family.chat_template)
-        prompt = lay_out(messages, template, Vocabulary(mllama), plans, family.image_token_id)
+        prompt = lay_out(messages, template, Vocabulary(mllama), plans, {family.image_token_id})
         family.place(prompt)
         return prompt.identity[0]
 

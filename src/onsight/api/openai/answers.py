@@ -12,7 +12,15 @@ from typing import Literal
 from pydantic import BaseModel
 
 from onsight import __version__
-from onsight.core.generation import Candidate, Finished, FinishReason, TextDelta, TokenLogprob, Usage
+from onsight.core.generation import (
+    Candidate,
+    Finished,
+    FinishReason,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
 from onsight.tasks.chat import Answer, ChoiceEvent
 
 FINGERPRINT = f"onsight-{__version__}"
@@ -56,9 +64,31 @@ class AssistantMessage(BaseModel):
     refusal: None = None
 
 
+class FunctionCall(BaseModel):
+    """`arguments` is JSON text."""
+
+    name: str
+    arguments: str
+
+
+class MessageCall(BaseModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class CallingMessage(BaseModel):
+    """An answer that calls tools; `content` is what it says besides, null for nothing."""
+
+    role: Literal["assistant"] = "assistant"
+    content: str | None
+    refusal: None = None
+    tool_calls: list[MessageCall]
+
+
 class Choice(BaseModel):
     index: int
-    message: AssistantMessage
+    message: AssistantMessage | CallingMessage
     logprobs: ChoiceLogprobs | None
     finish_reason: FinishReason
 
@@ -75,12 +105,27 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str = FINGERPRINT
 
 
+class FunctionCallDelta(BaseModel):
+    name: str | None = None
+    arguments: str = ""
+
+
+class ToolCallChunk(BaseModel):
+    """The next piece of call number `index`; its first one carries `id`, `type` and the function's name."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionCallDelta
+
+
 class Delta(BaseModel):
     """What a chunk adds; fields that add nothing are left out."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
     refusal: None = None
+    tool_calls: list[ToolCallChunk] | None = None
 
 
 class ChunkChoice(BaseModel):
@@ -116,7 +161,7 @@ def completion(heading: Heading, answers: Sequence[Answer], *, logprobs: bool) -
     choices = [
         Choice(
             index=index,
-            message=AssistantMessage(content=answer.text),
+            message=_message(answer),
             logprobs=_logprobs(answer.logprobs) if logprobs else None,
             finish_reason=answer.reason,
         )
@@ -125,6 +170,16 @@ def completion(heading: Heading, answers: Sequence[Answer], *, logprobs: bool) -
     usage = usage_of([answer.usage for answer in answers])
     body = ChatCompletion(id=heading.id, created=heading.created, model=heading.model, choices=choices, usage=usage)
     return body.model_dump_json().encode()
+
+
+def _message(answer: Answer) -> AssistantMessage | CallingMessage:
+    if not answer.calls:
+        return AssistantMessage(content=answer.text)
+    calls = [
+        MessageCall(id=call.id, function=FunctionCall(name=call.name, arguments=call.arguments))
+        for call in answer.calls
+    ]
+    return CallingMessage(content=answer.text or None, tool_calls=calls)
 
 
 async def chunks(
@@ -145,17 +200,27 @@ async def chunks(
         async for event in events:
             if event.index not in spoken:
                 spoken.add(event.index)
-                yield chunk(event.index, Delta(role="assistant", content="", refusal=None))
+                said = None if isinstance(event.event, ToolCallDelta) else ""
+                yield chunk(event.index, Delta(role="assistant", content=said, refusal=None))
             match event.event:
                 case TextDelta("", ()):
                     continue
                 case TextDelta(text, tokens):
                     yield chunk(event.index, Delta(content=text), tokens)
+                case ToolCallDelta() as piece:
+                    yield chunk(event.index, Delta(tool_calls=[_call_chunk(piece)]))
                 case Finished(reason, usage):
                     usages.append(usage)
                     yield chunk(event.index, Delta(), reason=reason)
     if include_usage:
         yield _chunk(heading, [], usage=usage_of(usages), include_usage=True)
+
+
+def _call_chunk(piece: ToolCallDelta) -> ToolCallChunk:
+    if piece.id is None:
+        return ToolCallChunk(index=piece.index, function=FunctionCallDelta(arguments=piece.arguments))
+    function = FunctionCallDelta(name=piece.name, arguments=piece.arguments)
+    return ToolCallChunk(index=piece.index, id=piece.id, type="function", function=function)
 
 
 def _chunk(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from onsight.api.openai.tools import FunctionChoice, to_use
 from onsight.api.openai.wire import (
     ChatMessage,
     ChatRequest,
@@ -20,6 +21,7 @@ from onsight.api.openai.wire import (
 from onsight.api.services import ApiSettings
 from onsight.core.generation import Sampling
 from onsight.core.messages import Draft, ImageOptions, ImageRef, Text, VideoOptions, VideoRef
+from onsight.core.tools import ToolCall, ToolUse
 from onsight.models.card import Defaults
 from onsight.tasks.chat import ChatCall
 
@@ -33,12 +35,24 @@ def to_call(request: ChatRequest, settings: ApiSettings, request_id: str, defaul
         schema=_schema(request),
         n=request.n or 1,
         request_id=request_id,
+        tools=_tools(request),
     )
 
 
 def _draft(message: ChatMessage, place: str) -> Draft:
     role = "system" if message.role == "developer" else message.role
-    return Draft(role, tuple(_part(part, f"{place}.content.{index}") for index, part in enumerate(message.content)))
+    parts = tuple(_part(part, f"{place}.content.{index}") for index, part in enumerate(message.content))
+    made = message.tool_calls or ()
+    calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in made)
+    return Draft(role, parts + calls, message.tool_call_id)
+
+
+def _tools(request: ChatRequest) -> ToolUse | None:
+    functions = [tool.function for tool in request.tools or ()]
+    choice = request.tool_choice
+    named = isinstance(choice, FunctionChoice)
+    name = choice.function.name if isinstance(choice, FunctionChoice) else choice
+    return to_use(functions, "function.", name, named, request.parallel_tool_calls)
 
 
 def _part(part: Part, place: str) -> Text | ImageRef | VideoRef:
@@ -62,8 +76,8 @@ def _options(image: ImageUrl) -> ImageOptions:
 def _sampling(request: ChatRequest, settings: ApiSettings, defaults: Defaults) -> Sampling:
     return Sampling(
         max_tokens=request.max_completion_tokens or request.max_tokens or settings.max_tokens_default,
-        temperature=_first(request.temperature, defaults.temperature, settings.temperature_default),
-        top_p=_first(request.top_p, defaults.top_p, settings.top_p_default),
+        temperature=first_given(request.temperature, defaults.temperature, settings.temperature_default),
+        top_p=first_given(request.top_p, defaults.top_p, settings.top_p_default),
         top_k=request.top_k or 0,
         seed=request.seed,
         presence_penalty=request.presence_penalty or 0.0,
@@ -74,7 +88,7 @@ def _sampling(request: ChatRequest, settings: ApiSettings, defaults: Defaults) -
     )
 
 
-def _first(asked: float | None, of_model: float | None, of_server: float) -> float:
+def first_given(asked: float | None, of_model: float | None, of_server: float) -> float:
     """What was asked for, else the model's default, else the server's."""
     if asked is not None:
         return asked

@@ -9,12 +9,13 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
 from onsight.api.json_body import PART
+from onsight.api.openai.tools import ChatToolChoice, FunctionTool, MessageToolCall
 from onsight.api.strict import Strict as _Strict
 from onsight.api.strict import never as _never
 from onsight.api.strict import only as _only
 from onsight.api.strict import wrong as _wrong
 
-_NO_TOOLS = "tool calls are not offered"
+_OLD_CALLS = "send tools, and answer calls by messages from 'tool'"
 _TEXT_ONLY = "answers are text only"
 
 
@@ -117,8 +118,8 @@ Part = Annotated[
 
 
 def _check_role(role: object) -> object:
-    if role in ("tool", "function"):
-        raise PydanticCustomError("unsupported", "{why}", {"why": _NO_TOOLS, "value": role})
+    if role == "function":
+        raise PydanticCustomError("unsupported", "{why}", {"why": _OLD_CALLS, "value": role})
     return role
 
 
@@ -133,9 +134,12 @@ def _check_content(content: object) -> object:
 
 
 class ChatMessage(_Strict):
-    """One turn. Pictures and videos belong to the user's turns; `developer` is another word for `system`."""
+    """One turn. Pictures and videos belong to the user's turns; `developer` is another word for `system`.
 
-    role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_check_role)]
+    An assistant's turn may hold calls, with content or without; a tool's turn answers the one of `tool_call_id`.
+    """
+
+    role: Annotated[Literal["system", "developer", "user", "assistant", "tool"], BeforeValidator(_check_role)]
     content: Annotated[
         list[Part],
         Field(fail_fast=True),
@@ -147,11 +151,26 @@ class ChatMessage(_Strict):
     refusal: Annotated[None, *_never(_TEXT_ONLY)] = None
     annotations: Annotated[None, *_never(_TEXT_ONLY)] = None
     audio: Annotated[None, *_never(_TEXT_ONLY)] = None
-    function_call: Annotated[None, *_never(_NO_TOOLS)] = None
-    tool_calls: Annotated[None, *_never(_NO_TOOLS)] = None
+    function_call: Annotated[None, *_never(_OLD_CALLS)] = None
+    tool_calls: Annotated[list[MessageToolCall] | None, Field(min_length=1, fail_fast=True)] = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calls_may_stand_alone(cls, value: object) -> object:
+        """A message that calls need not say anything besides."""
+        if isinstance(value, dict) and value.get("tool_calls") and value.get("content") is None:
+            return {**value, "content": ""}
+        return value
 
     @model_validator(mode="after")
     def _fits_its_role(self) -> ChatMessage:
+        if self.tool_calls is not None and self.role != "assistant":
+            raise _wrong("tool_calls", f"a message from {self.role} cannot call; only one from assistant can")
+        if self.role == "tool" and not self.tool_call_id:
+            raise _wrong("tool_call_id", "it is missing; name the call that this message answers")
+        if self.role != "tool" and self.tool_call_id is not None:
+            raise _wrong("tool_call_id", f"a message from {self.role} answers no call; only one from tool does")
         media = any(not isinstance(part, TextPart) for part in self.content)
         if media and self.role != "user":
             raise _wrong(
@@ -243,18 +262,13 @@ class _ChangesNothing(_Strict):
     modalities: Annotated[list[Literal["text"]] | None, _only(_TEXT_ONLY, ["text"])] = Field(
         None, description="Changes nothing: answers are text anyway."
     )
-    tool_choice: Annotated[Literal["none"] | None, _only(_NO_TOOLS, "none")] = Field(
-        None, description="Changes nothing: no tool is ever called."
-    )
 
 
 class _NotOffered(_Strict):
     """OpenAI's fields that are refused by name; null is the same as leaving them out."""
 
-    tools: Annotated[None, *_never(_NO_TOOLS)] = None
-    parallel_tool_calls: Annotated[None, *_never(_NO_TOOLS)] = None
-    functions: Annotated[None, *_never(_NO_TOOLS)] = None
-    function_call: Annotated[None, *_never(_NO_TOOLS)] = None
+    functions: Annotated[None, *_never(_OLD_CALLS)] = None
+    function_call: Annotated[None, *_never(_OLD_CALLS)] = None
     audio: Annotated[None, *_never(_TEXT_ONLY)] = None
     prediction: Annotated[None, *_never("answers are not predicted")] = None
     reasoning_effort: Annotated[None, *_never("no model here reasons apart")] = None
@@ -299,6 +313,13 @@ class ChatRequest(_ChangesNothing, _NotOffered):
         description="`original`: places in the answer are in pixels of the one picture that was sent, not in the"
         " model's own space. Not one of OpenAI's fields.",
     )
+    tools: list[FunctionTool] | None = Field(
+        None, min_length=1, max_length=128, fail_fast=True, description="Functions that the model may call."
+    )
+    tool_choice: ChatToolChoice = Field(
+        None, description="auto where there are tools; `none` hides them from the model."
+    )
+    parallel_tool_calls: bool | None = Field(None, description="Left out, it is what the model's family can.")
 
     @model_validator(mode="after")
     def _fields_agree(self) -> ChatRequest:

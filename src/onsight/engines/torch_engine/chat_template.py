@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
 from pathlib import Path
 
 import jinja2
+import jinja2.meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from onsight.core.errors import InvalidRequest, StartError
 from onsight.core.messages import Image, Message, Text, Video
+from onsight.core.tools import Tool, ToolCall
 from onsight.engines.torch_engine.loading import JsonObject, read_json, read_optional_json
+from onsight.engines.torch_engine.tool_syntax import PLAIN, ToolSyntax, arguments, describe
+from onsight.engines.torch_engine.turns import Piece, TemplateText, Turn, VideoWords
 
 _STAND_IN = "\ue000{index}\ue001"
 _STAND_IN_PATTERN = "\ue000(\\d+)\ue001"
@@ -24,32 +28,20 @@ _STAND_IN_PATTERN = "\ue000(\\d+)\ue001"
 _NUMBER = "{number}"
 
 
-@dataclass(frozen=True, slots=True)
-class TemplateText:
-    """Words of the template itself: special tokens count in them."""
-
-    text: str
-
-
-Piece = TemplateText | Text | Image | Video
-
-
-@dataclass(frozen=True, slots=True)
-class VideoWords:
-    """How a video is written: `text` stands where it goes, in `template` (Jinja) whenever there is one; None is the
-    template that is followed anyway."""
-
-    text: str
-    template: str | None = None
-
-
 class ChatTemplate:
     """Turns messages into pieces in the order in which the model reads them."""
 
     def __init__(
-        self, folder: Path, image_text: str, source: str | None = None, video: VideoWords | None = None
+        self,
+        folder: Path,
+        image_text: str,
+        source: str | None = None,
+        video: VideoWords | None = None,
+        syntax: ToolSyntax = PLAIN,
     ) -> None:
         """Compile `source`, else what `folder` holds; it writes `image_text` for a picture. Raises StartError.
+
+        `syntax`: how tools and calls are written, by the template itself where it can, else by us.
 
         With `{number}` in `image_text`, turns are plain strings in which we write it, a line for each picture, and
         every stretch of text begins with the tokenizer's opening token: such models' text is tokenised piece by piece.
@@ -58,11 +50,15 @@ class ChatTemplate:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        environment.filters["tojson"] = _as_json
         try:
             self._template = environment.from_string(source)
             self._filmed = environment.from_string((video and video.template) or source)
+            unset = jinja2.meta.find_undeclared_variables(environment.parse(source))
         except jinja2.TemplateError as error:
             raise StartError(f"{folder}: the chat template cannot be read: {error}") from None
+        self._syntax = syntax
+        self._takes_tools = syntax.in_template and "tools" in unset
         table = read_optional_json(folder / "tokenizer_config.json")
         self._tokens = _special_tokens(table)
         self._numbered = image_text if _NUMBER in image_text else None
@@ -71,15 +67,18 @@ class ChatTemplate:
         video_pattern = re.escape(video.text) if video else "(?!)"
         self._split = re.compile(f"{_STAND_IN_PATTERN}|({_pattern(image_text)})|({video_pattern})")
 
-    def render(self, messages: Sequence[Message]) -> list[Piece]:
+    def render(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[Piece]:
         """The whole prompt up to where the answer begins. Raises InvalidRequest when the template refuses it."""
-        texts: list[Text] = []
-        turns = [_turn(message, texts) for message in messages]
+        texts: list[Text | TemplateText] = []
+        own = self._takes_tools
+        spoken = [_spoken(message) for message in messages] if own else self._syntax.write(messages, tools)
+        turns = [_turn(turn, texts) for turn in spoken]
         if self._numbered is not None:
             turns = _as_strings(turns, self._numbered)
         template = self._filmed if any(message.videos for message in messages) else self._template
+        told = [_stand_in(Text(describe(tool)), texts) for tool in tools] if own else []
         try:
-            prompt = template.render(messages=turns, add_generation_prompt=True, **self._tokens)
+            prompt = template.render(messages=turns, tools=told or None, add_generation_prompt=True, **self._tokens)
         except jinja2.TemplateError as error:
             raise InvalidRequest(
                 f"the model's chat template refuses these messages: {error}", param="messages"
@@ -87,12 +86,14 @@ class ChatTemplate:
         images = [image for message in messages for image in message.images]
         videos = [video for message in messages for video in message.videos]
         pieces = self._cut(prompt, texts, images, videos)
-        taken = [sum(isinstance(piece, kind) for piece in pieces) for kind in (Text, Image, Video)]
-        if taken != [len(texts), len(images), len(videos)]:
+        wanted = [sum(isinstance(text, Text) for text in texts), len(images), len(videos)]
+        if wanted != [sum(isinstance(piece, kind) for piece in pieces) for kind in (Text, Image, Video)]:
             raise InvalidRequest("the model's chat template has no place for one of these messages", param="messages")
         return pieces
 
-    def _cut(self, prompt: str, texts: list[Text], images: list[Image], videos: list[Video]) -> list[Piece]:
+    def _cut(
+        self, prompt: str, texts: list[Text | TemplateText], images: list[Image], videos: list[Video]
+    ) -> list[Piece]:
         pieces: list[Piece] = [TemplateText(self._opening)] if self._opening else []
         waiting, unseen = iter(images), iter(videos)
         end = 0
@@ -100,7 +101,7 @@ class ChatTemplate:
             if match.start() > end:
                 pieces.append(TemplateText(prompt[end : match.start()]))
             end = match.end()
-            found: Text | Image | Video | None
+            found: Piece | None
             if match[1] is not None:
                 found = texts[int(match[1])]
             else:
@@ -114,18 +115,47 @@ class ChatTemplate:
         return pieces
 
 
-def _turn(message: Message, texts: list[Text]) -> dict[str, object]:
-    """A message as templates expect it, with every text moved to `texts` and a stand-in left behind."""
+def _spoken(message: Message) -> Turn:
+    """A message for a template that writes calls and results itself."""
+    calls = tuple(part for part in message.parts if isinstance(part, ToolCall))
+    said = tuple(part for part in message.parts if not isinstance(part, ToolCall))
+    return Turn(message.role, () if calls and all(part == Text("") for part in said) else said, calls)
+
+
+def _turn(turn: Turn, texts: list[Text | TemplateText]) -> dict[str, object]:
+    """A turn as templates expect it, with every text moved to `texts` and a stand-in left behind."""
+    if turn.calls and not turn.pieces:
+        return {"role": turn.role, "content": "", "tool_calls": _calls(turn, texts)}
     content: list[dict[str, str]] = []
-    for part in message.parts or (Text(""),):
-        if isinstance(part, Image):
+    for piece in turn.pieces or (Text(""),):
+        if isinstance(piece, Image):
             content.append({"type": "image"})
-        elif isinstance(part, Video):
+        elif isinstance(piece, Video):
             content.append({"type": "video"})
         else:
-            content.append({"type": "text", "text": _STAND_IN.format(index=len(texts))})
-            texts.append(part)
-    return {"role": message.role, "content": content}
+            content.append({"type": "text", "text": _stand_in(piece, texts)})
+    made: dict[str, object] = {"role": turn.role, "content": content}
+    return made | {"tool_calls": _calls(turn, texts)} if turn.calls else made
+
+
+def _calls(turn: Turn, texts: list[Text | TemplateText]) -> list[dict[str, object]]:
+    functions = [
+        {"name": _stand_in(Text(call.name), texts), "arguments": _stand_in(Text(arguments(call)), texts)}
+        for call in turn.calls
+    ]
+    return [{"type": "function", "function": function} for function in functions]
+
+
+def _stand_in(text: Text | TemplateText, texts: list[Text | TemplateText]) -> str:
+    texts.append(text)
+    return _STAND_IN.format(index=len(texts) - 1)
+
+
+def _as_json(value: object, indent: int | None = None) -> str:
+    """The filter `tojson`. A stand-in stays itself: it stands for JSON, a tool's or a call's arguments."""
+    if isinstance(value, str) and re.fullmatch(_STAND_IN_PATTERN, value):
+        return value
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _as_strings(turns: list[dict[str, object]], image_text: str) -> list[dict[str, object]]:

@@ -11,9 +11,11 @@ from onsight.engines.torch_engine.vocabulary import Vocabulary
 class TextStream:
     """One answer's text. `stopped` is True once a stop text was met; the answer ends before it."""
 
-    def __init__(self, vocabulary: Vocabulary, stop: Sequence[str]) -> None:
+    def __init__(self, vocabulary: Vocabulary, stop: Sequence[str], shield: str = "") -> None:
+        """From `shield` on, where there is one, no stop text counts: a call is not to be cut in the middle."""
         self._vocabulary = vocabulary
         self._stop = tuple(stop)
+        self._shield = shield
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self._drop_blank = vocabulary.drops_first_blank
@@ -30,6 +32,7 @@ class TextStream:
         """What was held back, once no token follows; a cut character becomes U+FFFD."""
         if self.stopped:
             return ""
+        self._shield = ""
         text = self._release(self._decoder.decode(b"", final=True))
         text, self._held = text + self._held, ""
         return text
@@ -39,17 +42,23 @@ class TextStream:
         if not self._stop:
             text, self._held = self._held, ""
             return text
-        places = [place for place in map(self._held.find, self._stop) if place >= 0]
+        shielded = self._held.find(self._shield) if self._shield else -1
+        end = shielded if shielded >= 0 else len(self._held) - overlap(self._held, self._shield)
+        places = [place for place in map(self._held.find, self._stop) if 0 <= place < end]
         if places:
             self.stopped = True
             text, self._held = self._held[: min(places)], ""
             return text
-        keep = max(map(self._overlap, self._stop))
+        if shielded >= 0:
+            self._stop = ()
+            return self._release("")
+        keep = max(overlap(self._held, marker) for marker in (*self._stop, self._shield))
         cut = len(self._held) - keep
         text, self._held = self._held[:cut], self._held[cut:]
         return text
 
-    def _overlap(self, stop: str) -> int:
-        """How many last characters of the held text could begin `stop`."""
-        longest = min(len(stop) - 1, len(self._held))
-        return next((size for size in range(longest, 0, -1) if self._held.endswith(stop[:size])), 0)
+
+def overlap(text: str, marker: str) -> int:
+    """How many last characters of `text` could begin `marker`."""
+    longest = min(len(marker) - 1, len(text))
+    return next((size for size in range(longest, 0, -1) if text.endswith(marker[:size])), 0)

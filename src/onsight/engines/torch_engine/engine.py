@@ -150,12 +150,14 @@ class TorchEngine:
         self._live.add(sequence)
         loop.submit(sequence)
         event: Event | RequestError | None = None
+        reader = sequence.reader
         try:
             while not isinstance(event, Finished):
                 event = await sequence.mailbox.get()
                 if isinstance(event, RequestError):
                     raise event
-                yield event
+                for told in [event] if reader is None else reader.read(event):
+                    yield told
         finally:
             self._live.discard(sequence)
             if not isinstance(event, Finished | RequestError):
@@ -232,7 +234,7 @@ class TorchEngine:
         grammars = GrammarCompiler(vocabulary, decoder.vocab_rows, sorted(ends))
         watcher = family.watcher
         words = None if watcher is None else watcher.words
-        template = ChatTemplate(folder, family.image_text, family.chat_template, words)
+        template = ChatTemplate(folder, family.image_text, family.chat_template, words, family.tool_syntax)
         cores = Cores(device, decoder.layer_weights)
         runner = Runner(family, cache, cores)
         with torch.inference_mode():

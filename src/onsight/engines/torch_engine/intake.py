@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from onsight.core.errors import ContextTooLong, InvalidRequest, Unsupported
 from onsight.core.generation import GenerateRequest
-from onsight.core.messages import Image, Text, Video
+from onsight.core.messages import Image, Video
 from onsight.engines.torch_engine.chat_template import ChatTemplate
 from onsight.engines.torch_engine.detokenizer import TextStream
 from onsight.engines.torch_engine.families.family import Family
 from onsight.engines.torch_engine.feature_cache import FeatureCache
-from onsight.engines.torch_engine.grammar import GrammarCompiler
+from onsight.engines.torch_engine.grammar import Grammar, GrammarCompiler
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Plan, Prompt, Span, VideoPlan, lay_out
 from onsight.engines.torch_engine.sequence import Sequence
+from onsight.engines.torch_engine.tool_calls import CallReader
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
 
@@ -36,16 +37,35 @@ class Intake:
 
     def read(self, request: GenerateRequest) -> Sequence:
         """Make the sequence. Raises InvalidRequest, Unsupported or ContextTooLong, before any pixel is touched."""
-        media = [part for message in request.messages for part in message.parts if not isinstance(part, Text)]
+        media = [part for message in request.messages for part in message.media]
         images = sum(isinstance(part, Image) for part in media)
         plans = [self._plan(part, images) for part in media]
         watcher = self._family.watcher
-        ids = (self._family.image_token_id, None if watcher is None else watcher.token_id)
-        prompt = lay_out(request.messages, self._template, self._vocabulary, plans, *ids)
+        ids = {self._family.image_token_id, None if watcher is None else watcher.token_id}
+        tools = request.tools
+        offered = () if tools is None else tools.tools
+        prompt = lay_out(request.messages, self._template, self._vocabulary, plans, ids, offered)
         limit = self._limit(prompt, request.sampling.max_tokens)
-        grammar = None if request.schema is None else self._grammars.compile(request.schema)
+        grammar = self._grammar(request)
         self._family.place(prompt)
-        return Sequence(prompt, request.sampling, limit, TextStream(self._vocabulary, request.sampling.stop), grammar)
+        if tools is None:
+            text, reader = TextStream(self._vocabulary, request.sampling.stop), None
+        else:
+            syntax = self._family.tool_syntax
+            text, reader = TextStream(self._vocabulary, request.sampling.stop, syntax.opens), CallReader(syntax)
+        return Sequence(prompt, request.sampling, limit, text, grammar, reader)
+
+    def _grammar(self, request: GenerateRequest) -> Grammar | None:
+        """What the answer must keep to, if anything."""
+        tools, syntax = request.tools, self._family.tool_syntax
+        if tools is None:
+            return None if request.schema is None else self._grammars.compile(request.schema)
+        if tools.parallel and not syntax.parallel:
+            raise Unsupported(
+                "this model makes one call an answer; leave parallel_tool_calls out or send false",
+                param="parallel_tool_calls",
+            )
+        return self._grammars.compile_calls(tools, syntax, request.schema)
 
     def _plan(self, part: Image | Video, images: int) -> Plan:
         if isinstance(part, Image):

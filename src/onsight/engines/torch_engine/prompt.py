@@ -10,7 +10,9 @@ import torch
 
 from onsight.core.geometry import Size, View
 from onsight.core.messages import Image, Message, Text, Video
-from onsight.engines.torch_engine.chat_template import ChatTemplate, Piece
+from onsight.core.tools import Tool
+from onsight.engines.torch_engine.chat_template import ChatTemplate
+from onsight.engines.torch_engine.turns import Piece
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
 
@@ -117,14 +119,14 @@ def lay_out(
     template: ChatTemplate,
     vocabulary: Vocabulary,
     plans: Sequence[Plan],
-    image_token_id: int | None,
-    video_token_id: int | None = None,
+    feature_token_ids: Set[int | None],
+    tools: Sequence[Tool] = (),
 ) -> Prompt:
     """The prompt for `messages`, whose pictures and videos are planned in order; positions are the family's to add.
 
-    The two ids are what stands in a plan's `token_ids` wherever a feature goes.
+    `feature_token_ids` are what stands in a plan's `token_ids` wherever a feature goes.
     """
-    return write(template.render(messages), vocabulary, plans, {image_token_id, video_token_id} - {None})
+    return write(template.render(messages, tools), vocabulary, plans, feature_token_ids)
 
 
 def write(

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 from onsight.core.errors import StartError
 from onsight.core.messages import Image, Message, Text, Video
+from onsight.core.tools import ToolCall
 from onsight.engines.torch_engine.families.pictures import as_picture
 from onsight.engines.torch_engine.loading import Checkpoint, read_optional_json
 
@@ -196,11 +197,11 @@ def _id_of(tokenizer: Any, token: str) -> int:
     return int(tokenizer.convert_tokens_to_ids(token))
 
 
-def _content(part: Text | Image | Video) -> dict[str, str]:
+def _content(part: Text | Image | Video | ToolCall) -> dict[str, str]:
     match part:
         case Text():
             return {"type": "text", "text": part.text}
         case Image():
             return {"type": "image"}
-        case Video():
+        case _:
             raise ValueError("the reference is asked about pictures and text alone")

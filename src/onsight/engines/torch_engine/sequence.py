@@ -13,6 +13,7 @@ from onsight.core.geometry import View
 from onsight.engines.torch_engine.detokenizer import TextStream
 from onsight.engines.torch_engine.grammar import Grammar
 from onsight.engines.torch_engine.prompt import ImagePlan, Prompt, Span
+from onsight.engines.torch_engine.tool_calls import CallReader
 
 
 @dataclass(slots=True, eq=False)
@@ -21,7 +22,7 @@ class Sequence:
 
     `limit`: most tokens to answer with. `computed`: how many of its tokens have keys and values in `slot`.
     `cached`: how many of the prompt's were taken over from an earlier request. `looking`: its pictures are being
-    encoded. `mailbox`: read by the waiting caller.
+    encoded. `mailbox`: read by the waiting caller, through `reader` where the answer may hold calls.
     """
 
     prompt: Prompt
@@ -29,6 +30,7 @@ class Sequence:
     limit: int
     text: TextStream
     grammar: Grammar | None = None
+    reader: CallReader | None = None
     mailbox: asyncio.Queue[Event | RequestError] = field(default_factory=asyncio.Queue)
     cancelled: bool = False
     slot: int = -1

@@ -155,7 +155,7 @@ def _ask_ours(
     for (_, messages), theirs in zip(prompts(), answers, strict=True):
         images = [image for message in messages for image in message.images]
         plans = [family.plan(image, len(images)) for image in images]
-        prompt = lay_out(messages, template, vocabulary, plans, family.image_token_id)
+        prompt = lay_out(messages, template, vocabulary, plans, {family.image_token_id})
         family.place(prompt)
         for span, plan in zip(prompt.spans, plans, strict=True):
             span.pixels = family.prepare(plan)

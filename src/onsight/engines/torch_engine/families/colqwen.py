@@ -14,11 +14,11 @@ from onsight.core.embedding import NO_IMAGE, Embedding, ImageSpan
 from onsight.core.errors import ContextTooLong
 from onsight.core.messages import Image, Text
 from onsight.engines.torch_engine.adapter import merge_adapter, read_adapter
-from onsight.engines.torch_engine.chat_template import Piece, TemplateText
 from onsight.engines.torch_engine.families.qwen_images import IMAGE, QwenImages, encode
 from onsight.engines.torch_engine.families.qwen_vl import read_config
 from onsight.engines.torch_engine.loading import Checkpoint, check_folder, load_weights
 from onsight.engines.torch_engine.prompt import ImagePlan, Prompt, write
+from onsight.engines.torch_engine.turns import Piece, TemplateText
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 from onsight.models.hub import adapter_base, locate_base
 

@@ -8,9 +8,10 @@ from typing import Protocol
 import torch
 
 from onsight.core.messages import Image, Video
-from onsight.engines.torch_engine.chat_template import VideoWords
 from onsight.engines.torch_engine.families.decoder import Decoder
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt, VideoPlan
+from onsight.engines.torch_engine.tool_syntax import ToolSyntax
+from onsight.engines.torch_engine.turns import VideoWords
 
 
 class Watcher(Protocol):
@@ -57,6 +58,11 @@ class Family(Protocol):
     @property
     def chat_template(self) -> str | None:
         """The family's own template (Jinja), where a checkpoint's is not to be followed; None follows it."""
+        ...
+
+    @property
+    def tool_syntax(self) -> ToolSyntax:
+        """How its models are told of tools and write calls."""
         ...
 
     @property

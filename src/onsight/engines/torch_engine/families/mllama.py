@@ -33,6 +33,7 @@ from onsight.engines.torch_engine.families.pictures import as_picture, refuse_pi
 from onsight.engines.torch_engine.families.product import product, store_in_blocks
 from onsight.engines.torch_engine.loading import Checkpoint, empty_model, image_settings, load_weights, read_json
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
+from onsight.engines.torch_engine.tool_syntax import PLAIN
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
 _IMAGE = "<|image|>"
@@ -118,6 +119,7 @@ class Mllama:
     image_token_id = None
     chat_template = _TEMPLATE
     watcher = None
+    tool_syntax = PLAIN
 
     def __init__(self, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
         """Load the model. Raises StartError."""

@@ -23,6 +23,7 @@ from onsight.engines.torch_engine.families.pictures import as_picture, refuse_pi
 from onsight.engines.torch_engine.families.product import store_in_blocks
 from onsight.engines.torch_engine.loading import Checkpoint, JsonObject, image_settings, load_weights, read_json
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
+from onsight.engines.torch_engine.tool_syntax import PLAIN
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
 _IMAGE = "<|image|>"
@@ -58,6 +59,7 @@ class Phi3Vision:
     image_text = "<|image_{number}|>"
     chat_template = None
     watcher = None
+    tool_syntax = PLAIN
 
     def __init__(self, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
         """Load the model. Raises StartError."""

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 
 from onsight.core.messages import Video
-from onsight.engines.torch_engine.chat_template import VideoWords
 from onsight.engines.torch_engine.families.frames import (
     edges,
     frame_settings,
@@ -20,6 +19,7 @@ from onsight.engines.torch_engine.families.frames import (
 from onsight.engines.torch_engine.families.qwen_sizes import check_stretch, resized
 from onsight.engines.torch_engine.loading import video_settings
 from onsight.engines.torch_engine.prompt import Pixels, VideoPlan
+from onsight.engines.torch_engine.turns import VideoWords
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
 _VIDEO = "<|video_pad|>"

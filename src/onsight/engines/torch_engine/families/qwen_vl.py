@@ -17,6 +17,7 @@ from onsight.engines.torch_engine.families.qwen_images import IMAGE, QwenImages,
 from onsight.engines.torch_engine.families.qwen_video import QwenVideo
 from onsight.engines.torch_engine.loading import Checkpoint, empty_model, load_weights, read_json
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Plan, Prompt, VideoPlan
+from onsight.engines.torch_engine.tool_syntax import HERMES
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
 
@@ -25,6 +26,7 @@ class QwenVL:
 
     image_text = IMAGE
     chat_template = None
+    tool_syntax = HERMES
 
     def __init__(self, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
         """Load the model. Raises StartError."""

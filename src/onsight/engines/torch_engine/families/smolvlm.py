@@ -21,6 +21,7 @@ from onsight.engines.torch_engine.families.product import store_in_blocks
 from onsight.engines.torch_engine.families.smolvlm_video import SmolVLMVideo
 from onsight.engines.torch_engine.loading import Checkpoint, empty_model, image_settings, load_weights, read_json
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt, VideoPlan
+from onsight.engines.torch_engine.tool_syntax import PLAIN
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
 _IMAGE = "<image>"
@@ -40,6 +41,7 @@ class SmolVLM:
 
     image_text = _IMAGE
     chat_template = None
+    tool_syntax = PLAIN
 
     def __init__(self, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
         """Load the model. Raises StartError."""

@@ -16,7 +16,6 @@ from transformers.models.smolvlm.processing_smolvlm import (
 )
 
 from onsight.core.messages import Video
-from onsight.engines.torch_engine.chat_template import VideoWords
 from onsight.engines.torch_engine.families.frames import (
     edges,
     fit_longest,
@@ -28,6 +27,7 @@ from onsight.engines.torch_engine.families.frames import (
 )
 from onsight.engines.torch_engine.loading import image_settings, video_settings
 from onsight.engines.torch_engine.prompt import Pixels, VideoPlan
+from onsight.engines.torch_engine.turns import VideoWords
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
 _LANCZOS = 1
