@@ -56,6 +56,10 @@ class Scores:
     asked: int
 
 
+Row = tuple[str, Scores, Scores]
+"""A row of the table: its name, the scores, and those with the pictures shuffled."""
+
+
 def queries_about(pages: Sequence[Page]) -> list[Query]:
     """For each page a query of each kind, as far as the page has one; no query has anything of its page's title."""
     holders: dict[int, set[int]] = {}
@@ -122,7 +126,14 @@ def strange_pages(count: int) -> tuple[list[Page], list[Query]]:
     return pages, queries
 
 
-def table(rows: Sequence[tuple[str, Scores, Scores]]) -> str:
+def search(retriever: Retriever, count: int, style: PageStyle) -> tuple[list[Query], list[list[float]]]:
+    """Queries about so many pages, and their scores."""
+    pages = [draw_page(FIRST_SEED + number, style) for number in range(count)]
+    queries = queries_about(pages)
+    return queries, retriever.scores(queries, retriever.pages(pages))
+
+
+def table(rows: Sequence[Row]) -> str:
     """The Markdown table; a row is its name, the scores and those with the pictures shuffled."""
     lines = [
         "| what | recall@1 | recall@5 | nDCG@5 | shuffled: recall@1 | nDCG@5 | queries |",
@@ -135,11 +146,9 @@ def table(rows: Sequence[tuple[str, Scores, Scores]]) -> str:
     return "\n".join(lines)
 
 
-def measure(retriever: Retriever, count: int) -> tuple[list[tuple[str, Scores, Scores]], list[str]]:
+def measure(retriever: Retriever, count: int) -> tuple[list[Row], list[str]]:
     """The rows of the table, and some queries with what they found."""
-    pages = [draw_page(FIRST_SEED + number, STYLE) for number in range(count)]
-    queries = queries_about(pages)
-    scores = retriever.scores(queries, retriever.pages(pages))
+    queries, scores = search(retriever, count, STYLE)
     rows = []
     for kind in (RARE, OTHER_WORDS):
         chosen = [number for number, query in enumerate(queries) if query.kind == kind]
@@ -150,6 +159,9 @@ def measure(retriever: Retriever, count: int) -> tuple[list[tuple[str, Scores, S
     found = retriever.scores(wanted, retriever.pages(strange))
     name = f"one word that training never drew, among {len(strange)} pages"
     rows.append((name, judge(wanted, found), judge(wanted, found, len(strange) // 2)))
+    large, scored = search(retriever, count // 2, replace(STYLE, enlarged=1.0))
+    name = f"all, among {count // 2} pages drawn larger and made smaller"
+    rows.append((name, judge(large, scored), judge(large, scored, count // 4)))
     examples = []
     for query, row in list(zip(queries, scores, strict=True))[:12]:
         rank = sum(score >= row[query.page] for score in row)

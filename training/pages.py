@@ -1,7 +1,8 @@
 """Pages that Leaf learns from, and tests search: drawn with Pillow, every word and its place known by construction.
 
 Nothing here needs torch. ``draw_page(seed)`` gives a picture and its words; the same seed gives the same page. Four
-seeds in a row are a family: their pages share half of what they speak of, so that telling them apart takes reading.
+seeds in a row are a family: half of what each page may speak of is common to them, so that telling them apart takes
+reading.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ class _Speech:
             usual = [n for n in numbers if even or family.random() < _frequency(n)]
             often = [n for n in numbers if even or own.random() < _frequency(n)]
             common = family.sample(usual, min(shared, len(usual)))
-            deck = own.sample(common, round(0.7 * len(common))) + own.sample(often, min(2 * shared, len(often)))
+            deck = common + own.sample(often, min(shared, len(often)))
             self._decks[kind] = own.sample(deck, len(deck))
 
     def word(self, kind: str | None = None) -> str:

@@ -14,7 +14,7 @@ _FORMS: dict[str, tuple[str, ...]] = {
     "V": ("who {0}?", "what {0}", "{0}"),
     "NN": (
         "{0} of the {1}", "{0} and {1}", "the {0} of the {1}", "what does the page say of {0} and {1}?", "{0} with {1}",
-        "which page tells me about the {0} and the {1}?", "{0} for the {1}", "{0} {1}",
+        "does any page tell me about the {0} and the {1}?", "{0} for the {1}", "{0} {1}",
     ),
     "AN": ("{0} {1}", "the {0} {1}", "which page is about the {0} {1}?", "a {0} {1}", "where is the {0} {1}?"),
     "NV": ("the {0} {1}", "{0} that {1}", "a {0} which {1} what?"),

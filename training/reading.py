@@ -34,7 +34,7 @@ from training.leaf import (
     to_patches,
     warm_start,
 )
-from training.lexicon import CONCEPT_OF, CONCEPTS
+from training.lexicon import CONCEPT_OF, CONCEPTS, WORDS
 from training.loop import Schedule, add_loop_arguments, load_checkpoint, run_loop
 from training.pages import CELL, Page, PageStyle, draw_page
 from training.queries import any_words, choose, made_up_query, phrase
@@ -43,6 +43,10 @@ TRAINING_SEEDS = 20_000_000
 """Training draws pages from here on; evaluation below."""
 NOTHING = len(CONCEPTS)
 """What blank paper, function words and the places behind a query name: one thing, which every page has."""
+BLANK = len(WORDS)
+"""What a cell without a word of the lexicon is called among words."""
+WORD_NUMBER = {word: number for number, word in enumerate(WORDS)}
+CONCEPT_OF_NUMBER = torch.tensor([*(CONCEPT_OF[word] for word in WORDS), NOTHING])
 SLOTS = 3
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789."
 MOST_NAMES = 4
@@ -50,14 +54,14 @@ MOST_NAMES = 4
 
 
 def page_labels(page: Page, across: float, down: float, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
-    """((patches, SLOTS) characters, (cells, MOST_NAMES) concepts) of a page of so many ``rows``, ``columns`` of cells.
+    """((patches, SLOTS) characters, (cells, MOST_NAMES) words) of a page of so many ``rows``, ``columns`` of cells.
 
     ``across`` and ``down``: what a pixel of the page became. 0 is no character; a cell without a word is named
-    NOTHING, and IGNORED all over where it holds a small part of one.
+    BLANK, and IGNORED all over where it holds a small part of one.
     """
     characters = np.zeros((rows * MERGE, columns * MERGE, SLOTS), np.int64)
     names = np.full((rows, columns, MOST_NAMES), IGNORED, np.int64)
-    names[..., 0] = NOTHING
+    names[..., 0] = BLANK
     for word in page.words:
         top, bottom = word.top * down, word.bottom * down
         left, right = word.edges[0] * across, word.edges[-1] * across
@@ -73,17 +77,17 @@ def page_labels(page: Page, across: float, down: float, rows: int, columns: int)
             for column in range(int(left) // CELL, min(int(right) // CELL, columns - 1) + 1):
                 width = min(right, (column + 1) * CELL) - max(left, column * CELL)
                 if height > 0.45 and width > min(8, 0.4 * (right - left)):
-                    _name(names[row, column], word.concept)
-                elif height > 0.25 and width > 3 and names[row, column, 0] == NOTHING:
+                    _name(names[row, column], WORD_NUMBER[word.text.lower().rstrip(".")])
+                elif height > 0.25 and width > 3 and names[row, column, 0] == BLANK:
                     names[row, column, 0] = IGNORED
     return characters.reshape(rows * columns * MERGE**2, SLOTS), names.reshape(rows * columns, MOST_NAMES)
 
 
-def _name(names: np.ndarray, concept: int) -> None:
-    """Add ``concept`` to a cell's names, where there is room."""
-    free = np.nonzero((names == IGNORED) | (names == NOTHING))[0]
+def _name(names: np.ndarray, word: int) -> None:
+    """Add a word's number to a cell's names, where there is room."""
+    free = np.nonzero((names == IGNORED) | (names == BLANK))[0]
     if len(free):
-        names[free[0]] = concept
+        names[free[0]] = word
 
 
 def in_cells(characters: np.ndarray, rows: int, columns: int) -> np.ndarray:
@@ -167,16 +171,28 @@ def _flags(sets: Sequence[Collection[int]]) -> Tensor:
 
 
 class ReadingHeads(nn.Module):
-    """The table of concepts, and the characters that patches show; not part of the stored model."""
+    """The table of concepts, the words and the characters that the tower shows; not part of the stored model."""
 
-    def __init__(self, width: int, dims: int):
+    def __init__(self, patches: int, tokens: int, dims: int):
         super().__init__()
         self.concepts = nn.Parameter(torch.randn(NOTHING + 1, dims) / dims**0.5)
-        self.characters = nn.Linear(width, SLOTS * (1 + len(CHARACTERS)))
+        self.words = nn.Linear(tokens, BLANK + 1)
+        self.characters = nn.Linear(patches, SLOTS * (1 + len(CHARACTERS)))
 
     def named(self, vectors: Tensor) -> Tensor:
         """(..., concepts) log probabilities of what ``vectors`` (..., DIMS) of length 1 name."""
         return functional.log_softmax(SHARPNESS * vectors @ functional.normalize(self.concepts, dim=-1).T, -1)
+
+    def word_loss(self, tokens: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss, share right) of the words that image ``tokens`` (T, width) show before the language model sees them.
+
+        Words, not concepts: what looks alike is told apart first, what means the same is put together later.
+        """
+        logits = functional.log_softmax(self.words(tokens).float(), -1)
+        words, blank = _kinds(wanted)
+        loss, blanks = several(logits[words], wanted[words])[0], -logits[blank][:, BLANK].mean()
+        right = (logits[words].argmax(-1, keepdim=True) == wanted[words]).any(-1)
+        return loss + 0.2 * blanks, right.float().mean()
 
     def character_loss(self, patches: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """(loss, share right) of the characters of ``patches`` (P, width); ``wanted`` (P, SLOTS)."""
@@ -198,9 +214,9 @@ def naming_losses(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """(losses, shares right) of naming concepts: image ``tokens`` (T, DIMS), ``queries`` (queries, longest, DIMS)."""
     wanted, asked = batch["names"], batch["asked_names"].flatten()
+    words, blank = _kinds(wanted)
+    wanted = torch.where(wanted >= 0, CONCEPT_OF_NUMBER.to(wanted.device)[wanted], wanted)
     logits = heads.named(tokens)
-    words = (wanted >= 0).any(-1) & (wanted != NOTHING).all(-1)
-    blank = (wanted == NOTHING).any(-1)
     losses = {"word": several(logits[words], wanted[words])[0], "blank": several(logits[blank], wanted[blank])[0]}
     told = heads.named(queries).flatten(0, 1)
     content, empty = (asked >= 0) & (asked != NOTHING), asked == NOTHING
@@ -214,7 +230,13 @@ def naming_losses(
     return losses, shares
 
 
-WEIGHTS = {"characters": 0.5, "word": 1.0, "blank": 0.2, "prompt": 0.02, "asked": 0.2, "asked_empty": 0.1}
+def _kinds(names: Tensor) -> tuple[Tensor, Tensor]:
+    """(cells with words, blank cells) of ``names`` (cells, MOST_NAMES)."""
+    blank = (names == BLANK).any(-1)
+    return (names >= 0).any(-1) & ~blank, blank
+
+
+WEIGHTS = {"characters": 0.5, "spelt": 0.7, "word": 1.0, "blank": 0.2, "prompt": 0.02, "asked": 0.2, "asked_empty": 0.1}
 
 
 @dataclass(frozen=True)
@@ -242,6 +264,7 @@ def read(model: nn.ModuleDict, heads: ReadingHeads, prompt: PagePrompt, batch: d
     images &= torch.arange(images.shape[1], device=images.device) < ends[:, None]
     losses, shares = naming_losses(heads, pages[images], queries, batch)
     losses["characters"], shares["characters"] = heads.character_loss(patches, batch["characters"])
+    losses["spelt"], shares["spelt"] = heads.word_loss(tokens, batch["names"])
     losses["prompt"] = -heads.named(pages[present & ~images])[:, NOTHING].mean()
     loss = torch.stack([WEIGHTS[key] * loss for key, loss in losses.items()]).sum()
     return Read(loss, shares, pages, present, queries)
@@ -251,7 +274,8 @@ def start(arguments: argparse.Namespace) -> tuple[Tokenizer, dict[str, nn.Module
     """The tokenizer, and the model and its heads as ``arguments.warm`` has them, else new ones."""
     tokenizer = load_tokenizer()
     model = new_leaf(tokenizer)
-    heads = ReadingHeads(model["visual"].config.hidden_size, model["custom_text_proj"].out_features)
+    vision = model["visual"].config
+    heads = ReadingHeads(vision.hidden_size, vision.out_hidden_size, model["custom_text_proj"].out_features)
     modules: dict[str, nn.Module] = {"model": model, "heads": heads}
     if arguments.warm and (Path(arguments.warm) / "checkpoint.pt").exists():
         load_checkpoint(Path(arguments.warm), modules)
