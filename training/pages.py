@@ -48,6 +48,11 @@ class Word:
     concept: int | None
     in_title: bool
 
+    @property
+    def plain(self) -> str:
+        """As the lexicon and queries write it."""
+        return _plain(self.text)
+
 
 @dataclass(frozen=True)
 class Page:
@@ -284,9 +289,13 @@ class _Pen:
         if edges[-1] <= self.image.width and baseline + em * 0.25 <= self.image.height:
             font = load_font(self._font_name, em)
             self._draw.text((left, round(baseline)), text, font=font, fill=ink, anchor="ls")
-            concept = CONCEPT_OF.get(text.lower().rstrip("."))
+            concept = CONCEPT_OF.get(_plain(text))
             self.words.append(Word(text, edges, baseline - em * 0.72, baseline + em * 0.05, concept, in_title))
         return edges[-1]
+
+
+def _plain(text: str) -> str:
+    return text.lower().rstrip(".")
 
 
 @lru_cache(maxsize=200_000)

@@ -48,13 +48,13 @@ def any_words(concepts: Iterable[int], rng: random.Random) -> dict[int, str]:
 
 def own_words(page: Page, concepts: Iterable[int]) -> dict[int, str]:
     """For each of ``concepts`` the word that the page has for it."""
-    written = {word.concept: word.text.lower().rstrip(".") for word in page.words}
+    written = {word.concept: word.plain for word in page.words}
     return {concept: written[concept] for concept in sorted(concepts)}
 
 
 def other_words(page: Page, concepts: Iterable[int], rng: random.Random) -> dict[int, str] | None:
     """For each of ``concepts`` a word that the page does not have; None where one has no other."""
-    written = {word.text.lower().rstrip(".") for word in page.words}
+    written = {word.plain for word in page.words}
     left = {concept: [word for word in CONCEPTS[concept] if word not in written] for concept in sorted(concepts)}
     return {concept: rng.choice(words) for concept, words in left.items()} if all(left.values()) else None
 

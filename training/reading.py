@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def page_labels(page: Page, across: float, down: float, rows: int, columns: int)
             for column in range(int(left) // CELL, min(int(right) // CELL, columns - 1) + 1):
                 width = min(right, (column + 1) * CELL) - max(left, column * CELL)
                 if height > 0.45 and width > min(8, 0.4 * (right - left)):
-                    _name(names[row, column], WORD_NUMBER[word.text.lower().rstrip(".")])
+                    _name(names[row, column], WORD_NUMBER[word.plain])
                 elif height > 0.25 and width > 3 and names[row, column, 0] == BLANK:
                     names[row, column, 0] = IGNORED
     return characters.reshape(rows * columns * MERGE**2, SLOTS), names.reshape(rows * columns, MOST_NAMES)
@@ -110,11 +110,13 @@ def page_example(page: Page) -> dict[str, Tensor]:
     }
 
 
-def query_examples(tokenizer: Tokenizer, texts: Sequence[str]) -> dict[str, Tensor]:
-    """The token ids of queries, padded behind, and the concept that each token names: (queries, longest) each."""
+def query_examples(tokenizer: Tokenizer, texts: Sequence[str], concept: Mapping[int, int]) -> dict[str, Tensor]:
+    """The token ids of queries, padded behind, and the concept that each token names: (queries, longest) each.
+
+    ``concept``: see ``concept_of_tokens``.
+    """
     rows = query_ids(tokenizer, texts)
     ids = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
-    concept = concept_of_tokens(tokenizer)
     wanted = nn.utils.rnn.pad_sequence(
         [torch.tensor([concept.get(token, NOTHING) for token in row]) for row in rows],
         batch_first=True,
@@ -138,7 +140,7 @@ class ReadingPages(IterableDataset):
 
     def __init__(self, tokenizer: Tokenizer, first_seed: int, batch: int, style: PageStyle, about: int = 0):
         self.tokenizer, self.first_seed, self.batch, self.style = tokenizer, first_seed, batch, style
-        self.about = about
+        self.about, self.concept = about, concept_of_tokens(tokenizer)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         worker = get_worker_info()
@@ -155,11 +157,13 @@ class ReadingPages(IterableDataset):
         parts = [page_example(page) for page in pages]
         made = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
         if not self.about:
-            return made | query_examples(self.tokenizer, [made_up_query(rng) for _ in range(32)])
+            texts = [made_up_query(rng) for _ in range(32)]
+            return made | query_examples(self.tokenizer, texts, self.concept)
         asked = [choose(page, rng) for page in pages for _ in range(self.about)]
         made["page_concepts"] = _flags([page.concepts() for page in pages])
         made["asked_concepts"] = _flags(asked)
-        return made | query_examples(self.tokenizer, [phrase(any_words(concepts, rng), rng) for concepts in asked])
+        texts = [phrase(any_words(concepts, rng), rng) for concepts in asked]
+        return made | query_examples(self.tokenizer, texts, self.concept)
 
 
 def _flags(sets: Sequence[Collection[int]]) -> Tensor:

@@ -56,7 +56,7 @@ def test_words_stand_apart() -> None:
 
 
 def test_untaught_words_stay_out_of_training_and_are_drawn_when_asked_for() -> None:
-    drawn = {word.text.lower().rstrip(".") for seed in range(200) for word in draw_page(seed).words}
+    drawn = {word.plain for seed in range(200) for word in draw_page(seed).words}
     assert not drawn & set(UNTAUGHT_WORDS)
     assert len(drawn & set(WORDS)) > 0.95 * len(WORDS)
     page = draw_page(1, PageStyle(strange=("zebra",)))
@@ -86,7 +86,7 @@ def test_evaluation_asks_what_one_page_alone_answers_and_never_its_title() -> No
         assert [number for number, page in enumerate(pages) if asked <= page.concepts()] == [query.page]
         page = pages[query.page]
         assert not asked & page.title_concepts()
-        written = {word.text.lower().rstrip(".") for word in page.words}
+        written = {word.plain for word in page.words}
         content = {word for word in words if word in CONCEPT_OF}
         assert content <= written if query.kind == RARE else not content & written
 
@@ -109,4 +109,4 @@ def test_a_word_without_another_has_no_paraphrase() -> None:
     assert other_words(page, [alone], random.Random(0)) == {alone: CONCEPTS[alone][0]}
     found = other_words(page, [written], random.Random(0))
     assert found is not None
-    assert found[written] not in {word.text.lower().rstrip(".") for word in page.words}
+    assert found[written] not in {word.plain for word in page.words}
