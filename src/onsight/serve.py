@@ -20,10 +20,12 @@ from fastapi import FastAPI
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
-from onsight.api.app import ApiSettings, Services, create_app
+from onsight.api.app import ApiSettings, Lifespan, Services, create_app
+from onsight.api.keys import KeyBook
 from onsight.api.metrics import Metrics
 from onsight.api.request_log import log_request
-from onsight.config import Settings, let_waiting_threads_sleep
+from onsight.api.slow_heads import bounded_protocol
+from onsight.config import LOOPBACK_HOSTS, Settings, let_waiting_threads_sleep
 from onsight.core.engine import ChatEngine, Progress
 from onsight.core.errors import StartError
 from onsight.engines.fake_engine import FakeEngine
@@ -69,9 +71,9 @@ class Site:
         self.door.close()
 
 
-def assemble(settings: Settings, progress: Progress | None = None) -> Site:
-    """Put the parts together; nothing is loaded and no port is opened yet. Raises StartError for a model that is
-    not there."""
+def assemble(settings: Settings, progress: Progress | None = None, lifespan: Lifespan | None = None) -> Site:
+    """Put the parts together; nothing is loaded and no port is opened yet. `lifespan`: of the app, where another
+    program starts and closes the site. Raises StartError for a model that is not there."""
     engine, card = _engine(settings, progress)
     loaded = Loaded(settings.served_model_name or (settings.model,), card, engine, int(time.time()))
     roster = Roster([loaded])
@@ -80,13 +82,19 @@ def assemble(settings: Settings, progress: Progress | None = None) -> Site:
     metrics = Metrics(roster, admission, door.decoded.cache)
     chat = Chat(roster, door, admission, (metrics.record, log_request))
     api = ApiSettings(
-        api_key=settings.api_key,
+        keys=KeyBook(settings.api_key, settings.keys_file),
+        allowed_hosts=_hosts(settings),
+        origins=frozenset(settings.cors_origins),
+        a_minute_by_key=settings.requests_per_min_key,
+        a_minute_by_address=settings.requests_per_min_address,
         max_body_bytes=settings.max_body_mb * MEGABYTE,
         body_timeout_s=settings.body_timeout_s,
         open_docs=settings.open_docs,
         open_metrics=settings.open_metrics,
+        loopback_only=not (settings.no_auth or settings.api_key or settings.keys_file),
     )
-    return Site(create_app(Services(roster, chat, admission, metrics), api), chat, (engine,), admission, door)
+    app = create_app(Services(roster, chat, admission, metrics), api, lifespan)
+    return Site(app, chat, (engine,), admission, door)
 
 
 def _engine(settings: Settings, progress: Progress | None) -> tuple[ChatEngine, ModelCard]:
@@ -115,6 +123,13 @@ def _engine(settings: Settings, progress: Progress | None) -> tuple[ChatEngine, 
     return TorchEngine(folder, card, torch_settings, progress), card
 
 
+def _hosts(settings: Settings) -> frozenset[str]:
+    """Names that requests may use. A server for this machine alone has no keys, so that its name is its guard."""
+    if settings.allowed_hosts or settings.no_auth or settings.host not in LOOPBACK_HOSTS:
+        return frozenset(name.lower() for name in settings.allowed_hosts)
+    return LOOPBACK_HOSTS if settings.api_key is None and settings.keys_file is None else frozenset()
+
+
 def _limits(settings: Settings) -> MediaLimits:
     return MediaLimits(
         remote=settings.media_remote,
@@ -130,6 +145,8 @@ def _limits(settings: Settings) -> MediaLimits:
         max_video_frames=settings.media_max_video_frames,
         max_video_pixels=settings.media_max_video_pixels,
         video_decode_s=settings.media_video_decode_s,
+        pdf_dpi=settings.media_pdf_dpi,
+        pdf_draw_s=settings.media_pdf_draw_s,
         fetch_timeout_s=settings.media_fetch_timeout_s,
         decode_workers=settings.media_workers,
         decoded_bytes=settings.media_cache_mb * MEGABYTE,
@@ -139,9 +156,16 @@ def _limits(settings: Settings) -> MediaLimits:
 def run(settings: Settings) -> None:
     """Serve until a signal: the first SIGTERM or SIGINT drains, a second one cuts. Raises StartError."""
     set_up_logging(settings)
+    log_taken(settings)
     with loading_bar() as progress:
         site = assemble(settings, progress)
         asyncio.run(_serve(site, settings))
+
+
+def log_taken(settings: Settings) -> None:
+    """Tell which options other servers' names in the environment set."""
+    for sentence in settings.taken:
+        log.info("%s", sentence)
 
 
 async def _serve(site: Site, settings: Settings) -> None:
@@ -152,10 +176,14 @@ async def _serve(site: Site, settings: Settings) -> None:
     config = uvicorn.Config(
         site.app,
         log_config=None,
+        log_level="warning",
         access_log=False,
         server_header=False,
+        http=bounded_protocol(settings.head_timeout_s, settings.max_connections),
         timeout_keep_alive=30,
         h11_max_incomplete_event_size=64 * 1024,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
     )
     server = DrainingServer(config, site.admission, settings.drain_timeout_s)
     serving = asyncio.create_task(server.serve([listening]))
@@ -185,6 +213,9 @@ def listen_on(settings: Settings) -> socket.socket:
         # Accepted connections inherit it; asyncio sets it only on sockets that it opened itself. Without it a streamed
         # piece may wait 40 ms for the client's acknowledgement of the one before.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sys.platform == "linux":
+            # Who takes nothing of an answer for so long is gone; else its place in the queue would never be free.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings.send_timeout_s * 1000))
         return listening
     except OSError as error:
         raise StartError(
@@ -271,7 +302,7 @@ def set_up_logging(settings: Settings) -> None:
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(_JsonLines() if settings.log_format == "json" else plain)
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    for noisy in ("httpx", "httpcore", "uvicorn.error", "filelock", "asyncio"):
+    for noisy in ("httpx", "httpcore", "filelock", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # What Pillow says of a hostile file is told to its sender; its own lines would only fill the log.
     logging.getLogger("PIL").setLevel(logging.CRITICAL)

@@ -13,11 +13,14 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from onsight import __version__
 from onsight.api.auth import Auth
 from onsight.api.body_limits import BodyLimits
 from onsight.api.boundary import Boundary
+from onsight.api.compat import infer
+from onsight.api.compat.llama_vision import InferRequest
 from onsight.api.docs import DocsRoutes
 from onsight.api.errors import ErrorAnswer, translate_http_exception, translate_validation_error
 from onsight.api.health import About, Health, HealthRoutes, Ready
@@ -29,6 +32,8 @@ from onsight.api.openai.responses import ResponsesRoute
 from onsight.api.openai.responses_answers import ResponseEvent, ResponseObject
 from onsight.api.openai.responses_wire import ResponsesRequest
 from onsight.api.openai.wire import ChatRequest
+from onsight.api.origin import LoopbackOnly, OriginCheck
+from onsight.api.rates import RateLimit
 from onsight.api.services import ApiSettings, Services
 from onsight.api.tasks.answers import LocateAnswer, TextAnswer, TextChunk
 from onsight.api.tasks.routes import TaskRoutes
@@ -41,28 +46,15 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | None = None) -> FastAPI:
     """The HTTP face over `services`; starting and closing engines is the caller's business, or `lifespan`'s."""
-    open_paths = {"/openapi.json": settings.open_docs, "/metrics": settings.open_metrics}
-    layers = [Middleware(Boundary)]
-    if settings.api_key is not None:
-        opened = frozenset(path for path, is_open in open_paths.items() if is_open)
-        layers.append(Middleware(Auth, key=settings.api_key, open_paths=opened))
-    layers.append(
-        Middleware(
-            BodyLimits,
-            max_bytes=settings.max_body_bytes,
-            max_total_bytes=settings.max_bodies_bytes,
-            timeout_s=settings.body_timeout_s,
-        )
-    )
     app = _Application(
         title="Onsight",
         version=__version__,
-        description="A self-hosted vision-language server. Every error has the body of `ErrorAnswer`.",
+        description="A self-hosted vision-language server. Errors have the body of `ErrorAnswer`, but for /infer's.",
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        middleware=layers,
+        middleware=_layers(settings),
         lifespan=lifespan,
         responses={"default": {"model": ErrorAnswer, "description": "An error"}},
         exception_handlers={
@@ -73,6 +65,45 @@ def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | N
     health = _add_routes(app, services, settings)
     health.endpoints.update(_endpoints(app))
     return app
+
+
+def _layers(settings: ApiSettings) -> list[Middleware]:
+    """What every request passes before its route, outermost first."""
+    layers = [
+        Middleware(Boundary, envelopes={"/infer": infer.error_body}),
+        Middleware(OriginCheck, hosts=settings.allowed_hosts, origins=settings.origins),
+    ]
+    if settings.loopback_only:
+        layers.append(Middleware(LoopbackOnly))
+    if settings.origins:
+        # Before the keys: a browser asks for leave (OPTIONS) without one.
+        layers.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=sorted(settings.origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
+                expose_headers=["x-request-id", "retry-after"],
+                max_age=600,
+            )
+        )
+    if settings.a_minute_by_address is not None:
+        layers.append(Middleware(RateLimit, by="address", a_minute=settings.a_minute_by_address))
+    if settings.keys.guards:
+        open_paths = {"/openapi.json": settings.open_docs, "/metrics": settings.open_metrics}
+        opened = frozenset(path for path, is_open in open_paths.items() if is_open)
+        layers.append(Middleware(Auth, keys=settings.keys, open_paths=opened))
+        if settings.a_minute_by_key is not None:
+            layers.append(Middleware(RateLimit, by="key", a_minute=settings.a_minute_by_key))
+    layers.append(
+        Middleware(
+            BodyLimits,
+            max_bytes=settings.max_body_bytes,
+            max_total_bytes=settings.max_bodies_bytes,
+            timeout_s=settings.body_timeout_s,
+        )
+    )
+    return layers
 
 
 class _Application(FastAPI):
@@ -104,6 +135,7 @@ BODIES: tuple[type[BaseModel], ...] = (
     LocateRequest,
     DescribeRequest,
     TextChunk,
+    InferRequest,
 )
 """What routes read or stream by themselves, for the description."""
 
@@ -155,6 +187,15 @@ def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> Heal
         openapi_extra=_reads(ResponsesRequest),
     )
     _add_task_routes(app, TaskRoutes(services))
+    app.add_api_route(
+        "/infer",
+        infer.InferRoute(services).answer,
+        methods=["POST"],
+        summary="Caption a picture, or answer about it",
+        tags=["compatibility"],
+        responses=infer.ANSWERS,
+        openapi_extra=infer.BODY,
+    )
     app.add_api_route("/v1/models", models.list, response_model=ModelList, summary="List the models", tags=["OpenAI"])
     app.add_api_route(
         "/v1/models/{model:path}", models.get, response_model=ModelObject, summary="One model", tags=["OpenAI"]

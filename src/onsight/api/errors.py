@@ -1,8 +1,8 @@
-"""Which HTTP status each error has, in one table, and the error body that every route answers with."""
+"""Which HTTP status each error has, in one table, and the error body that routes answer with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
@@ -40,6 +40,18 @@ class Unauthorized(errors.RequestError):
     code = "invalid_api_key"
 
 
+class Forbidden(errors.RequestError):
+    """The key does not open this path, or the page or name that the request comes by is not one of ours."""
+
+    code = "permission_denied"
+
+
+class RateLimited(errors.Overloaded):
+    """One caller calls too often; others may go on."""
+
+    code = "rate_limit_exceeded"
+
+
 class WrongContentType(errors.InvalidRequest):
     """The body is not in a form that the route reads."""
 
@@ -73,6 +85,7 @@ _INVALID = "invalid_request_error"
 STATUSES: Mapping[type[errors.RequestError], tuple[int, str]] = {
     errors.InvalidRequest: (400, _INVALID),
     Unauthorized: (401, "authentication_error"),
+    Forbidden: (403, "permission_error"),
     errors.UnknownModel: (404, _INVALID),
     NoSuchRoute: (404, _INVALID),
     WrongMethod: (405, _INVALID),
@@ -113,8 +126,12 @@ def error_body(error: errors.RequestError) -> bytes:
     return error_answer(error).model_dump_json().encode()
 
 
-def error_response(error: errors.RequestError) -> Response:
-    """The whole answer to a request that ends in `error`."""
+Envelope = Callable[[errors.RequestError, Request], bytes]
+"""The body of an answer to a request that ends in an error, for paths whose clients expect another than OpenAI's."""
+
+
+def error_response(error: errors.RequestError, body: bytes | None = None) -> Response:
+    """The whole answer to a request that ends in `error`; `body`: in place of OpenAI's, as JSON."""
     headers: dict[str, str] = {}
     match error:
         case errors.Overloaded() | errors.Unavailable():
@@ -123,7 +140,7 @@ def error_response(error: errors.RequestError) -> Response:
             headers["allow"] = error.allow
         case Unauthorized():
             headers["www-authenticate"] = "Bearer"
-    return Response(error_body(error), status_of(error)[0], headers, "application/json")
+    return Response(error_body(error) if body is None else body, status_of(error)[0], headers, "application/json")
 
 
 async def translate_http_exception(request: Request, error: Exception) -> Response:
