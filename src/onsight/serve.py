@@ -114,6 +114,7 @@ def _engine(settings: Settings, progress: Progress | None) -> tuple[ChatEngine, 
     torch_settings = TorchSettings(
         device=settings.device,
         dtype=settings.dtype,
+        quantize=settings.quantize,
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         image_cache_bytes=settings.image_cache_mb * MEGABYTE,

@@ -26,7 +26,7 @@ from onsight.engines.torch_engine.families import LoadFamily, load_family
 from onsight.engines.torch_engine.feature_cache import FeatureCache
 from onsight.engines.torch_engine.grammar import GrammarCompiler
 from onsight.engines.torch_engine.intake import Intake
-from onsight.engines.torch_engine.memory import memory_use, require_room
+from onsight.engines.torch_engine.memory import memory_use, pick_scheme, require_room
 from onsight.engines.torch_engine.prefix import SlotBook
 from onsight.engines.torch_engine.runner import Runner
 from onsight.engines.torch_engine.sampling import Sampler
@@ -222,9 +222,10 @@ class TorchEngine:
         loading.check_folder(folder, self._card.replaces_code)
         device = loading.pick_device(settings.device)
         dtype = loading.pick_dtype(settings.dtype, device)
-        require_room(folder, device, dtype)
+        scheme = pick_scheme(folder, settings, device, dtype)
+        require_room(folder, device, dtype, scheme)
         vocabulary = Vocabulary(folder)
-        checkpoint = loading.Checkpoint(folder, device, dtype, self._progress)
+        checkpoint = loading.Checkpoint(folder, device, dtype, self._progress, scheme)
         family = self._load_family(self._card.family, checkpoint, vocabulary)
         decoder = family.decoder
         size = kv_cache.fit(decoder.shape, family.context_tokens, settings, device, dtype)
@@ -248,4 +249,4 @@ class TorchEngine:
             ends,
         )
         intake = Intake(family, vocabulary, template, grammars, features, size.tokens)
-        return _Loaded(intake, loop, device, size, memory_use(family, folder, dtype))
+        return _Loaded(intake, loop, device, size, memory_use(family, folder, dtype, scheme))
