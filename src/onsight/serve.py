@@ -138,7 +138,8 @@ def _roster(settings: Settings, progress: Progress | None) -> Roster:
         _check_pair(*models)
     if settings.quantize in ("int4", "int8") and not any(one.chats for one in models):
         raise StartError(
-            f"quantize is {settings.quantize}, but {settings.model} makes vectors, which are made with whole weights: leave it out"
+            f"quantize is {settings.quantize}, but {settings.model} makes vectors, which takes whole"
+            " weights: leave it out"
         )
     let_waiting_threads_sleep()
     # Imported here: PyTorch takes a second or two, which no other command should pay.
