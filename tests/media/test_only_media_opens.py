@@ -25,6 +25,7 @@ ALLOWED = {
     "engines/torch_engine/vocabulary.py": "the checkpoint's tokenizer",
     "engines/torch_engine/chat_template.py": "the checkpoint's chat template",
     "engines/torch_engine/families/*.py": "the checkpoint's own json files",
+    "engines/upstream_engine/connection.py": "an engine's own server",
     "api/docs.py": "the page's script in the package",
 }
 

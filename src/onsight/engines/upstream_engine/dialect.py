@@ -1,0 +1,42 @@
+"""What each kind of upstream server understands beyond OpenAI's own fields, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one kind of server is spoken to. `name`: what it calls itself in `owned_by` of /v1/models.
+
+    `neutral`: fields that switch off what it would add to sampling by its own defaults. `top_k`, `detail`: whether it
+    honours that option. `images_first`: it reuses prompts only from their start on, so that pictures should stand
+    there. `names_images`: it keeps pictures by a name that we give them. `counts_text`: it can count a prompt's words.
+    """
+
+    name: str
+    neutral: Mapping[str, object] = field(default_factory=dict)
+    top_k: bool = False
+    detail: bool = False
+    images_first: bool = False
+    names_images: bool = False
+    counts_text: bool = False
+
+
+OPENAI = Dialect("openai", detail=True)
+
+LLAMA = Dialect(
+    "llamacpp",
+    neutral={"min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0, "repeat_last_n": -1, "cache_prompt": True},
+    top_k=True,
+    images_first=True,
+    counts_text=True,
+)
+
+VLLM = Dialect("vllm", neutral={"min_p": 0.0, "repetition_penalty": 1.0}, top_k=True, names_images=True)
+
+
+def dialect_of(owner: str) -> Dialect:
+    """The dialect of a server whose models are `owned_by` that; a stranger is trusted with OpenAI's fields alone."""
+    return next((one for one in (LLAMA, VLLM) if one.name == owner), OPENAI)
