@@ -23,29 +23,16 @@ from rich.progress import Progress as ProgressBar
 from onsight.api.app import ApiSettings, Services, create_app
 from onsight.api.metrics import Metrics
 from onsight.api.request_log import log_request
-from onsight.config import Settings, let_waiting_threads_sleep
+from onsight.config import Settings
 from onsight.core.engine import ChatEngine, Progress
 from onsight.core.errors import StartError
-from onsight.engines.fake_engine import FakeEngine
+from onsight.engine_choice import MEGABYTE, build_engine
 from onsight.media.door import MediaDoor, MediaLimits
-from onsight.models.card import ModelCard, find_card
-from onsight.models.hub import locate_model
 from onsight.tasks.admission import Admission
 from onsight.tasks.chat import Chat
 from onsight.tasks.roster import Loaded, Roster
 
 log = logging.getLogger("onsight")
-
-MEGABYTE = 1 << 20
-
-FAKE_CARD = ModelCard(
-    name="fake",
-    title="The fake engine",
-    family="fake",
-    licence="Apache-2.0",
-    description="No model at all: answers are made up by a rule, for tests.",
-    capabilities=("chat", "tools"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +59,9 @@ class Site:
 def assemble(settings: Settings, progress: Progress | None = None) -> Site:
     """Put the parts together; nothing is loaded and no port is opened yet. Raises StartError for a model that is
     not there."""
-    engine, card = _engine(settings, progress)
-    loaded = Loaded(settings.served_model_name or (settings.model,), card, engine, int(time.time()))
+    chosen = build_engine(settings, progress)
+    engine = chosen.engine
+    loaded = Loaded(settings.served_model_name or (chosen.name,), chosen.card, engine, int(time.time()))
     roster = Roster([loaded])
     door = MediaDoor(_limits(settings))
     admission = Admission(settings.max_queue)
@@ -87,32 +75,6 @@ def assemble(settings: Settings, progress: Progress | None = None) -> Site:
         open_metrics=settings.open_metrics,
     )
     return Site(create_app(Services(roster, chat, admission, metrics), api), chat, (engine,), admission, door)
-
-
-def _engine(settings: Settings, progress: Progress | None) -> tuple[ChatEngine, ModelCard]:
-    if settings.engine == "fake":
-        return FakeEngine(), FAKE_CARD
-    folder = locate_model(settings.model, settings.revision)
-    card = find_card(settings.model, folder)
-    if "chat" not in card.capabilities:
-        raise StartError(
-            f"{settings.model} is no chat model: {card.title} can {', '.join(card.capabilities)} only, which this"
-            " server does not offer yet; choose a model that chats"
-        )
-    let_waiting_threads_sleep()
-    # Imported here: PyTorch takes a second or two, which no other command should pay.
-    from onsight.engines.torch_engine import TorchEngine, TorchSettings
-
-    torch_settings = TorchSettings(
-        device=settings.device,
-        dtype=settings.dtype,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        image_cache_bytes=settings.image_cache_mb * MEGABYTE,
-        kv_cache_tokens=settings.kv_cache_tokens,
-        threads=settings.threads,
-    )
-    return TorchEngine(folder, card, torch_settings, progress), card
 
 
 def _limits(settings: Settings) -> MediaLimits:

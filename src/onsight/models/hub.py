@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -204,6 +205,30 @@ def _download(model: str, revision: str | None) -> Path:
             raise StartError(f"{model} must have its weights as .safetensors files on the Hub; found {found}")
         log.info("%s is not in the cache, or not all of it; downloading", model)
         return Path(_snapshot(model, revision, local_files_only=False))
+    except (OfflineModeIsEnabled, BrokenConnection, XetDownloadError, OSError) as error:
+        raise StartError(_reason(model, revision, error)) from None
+
+
+def fetch_files(
+    model: str, revision: str | None, choose: Callable[[Sequence[str]], list[str]]
+) -> tuple[Path, list[str]]:
+    """The folder and the names of those files of a Hub id that `choose` picks out of all names; cached ones first.
+
+    Raises StartError, as `choose` may when nothing fits.
+    """
+    from huggingface_hub import model_info  # slow to import, and only needed here
+
+    try:
+        folder = Path(snapshot_download(model, revision=revision, local_files_only=True))
+        return folder, choose([path.name for path in folder.iterdir()])
+    except (LocalEntryNotFoundError, StartError):
+        log.info("%s is not in the cache, or not that part of it; downloading", model)
+    except HFValidationError as error:
+        raise StartError(f"{model!r} is no Hub id: {error}") from None
+    try:
+        listed = model_info(model, revision=revision, timeout=_HUB_TIMEOUT_S).siblings or []
+        names = choose([one.rfilename for one in listed if "/" not in one.rfilename])
+        return Path(snapshot_download(model, revision=revision, allow_patterns=names)), names
     except (OfflineModeIsEnabled, BrokenConnection, XetDownloadError, OSError) as error:
         raise StartError(_reason(model, revision, error)) from None
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import shutil
 import signal
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from onsight.core.engine import EngineState
 from onsight.core.errors import RequestError, StartError
@@ -24,15 +26,16 @@ _LONGEST_LINE = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class ChildCommand:
-    """What is run. `name`: for the log. `environment`: the whole of it; None is ours.
+    """What is run, in our own environment. `name`: for the log.
 
-    `first_line`: written to its standard input, which then stays open for as long as we live.
+    `first_line`: written to its standard input, which then stays open for as long as we live. `socket`: the unix
+    socket that it makes, alone in its folder; both are removed at the end.
     """
 
     name: str
     arguments: Sequence[str]
-    environment: Mapping[str, str] | None = None
     first_line: str = ""
+    socket: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +101,8 @@ class Child:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
         await self._stop()
+        if self._command.socket is not None:
+            shutil.rmtree(Path(self._command.socket).parent, ignore_errors=True)
 
     async def _keep(self, life: _Life, check: Check) -> None:
         """Start it again whenever it dies."""
@@ -124,13 +129,14 @@ class Child:
 
     async def _launch(self) -> _Life:
         command = self._command
+        if command.socket is not None:
+            _remove(command.socket)
         try:
             process = await asyncio.create_subprocess_exec(
                 *command.arguments,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                env=None if command.environment is None else dict(command.environment),
                 limit=_LONGEST_LINE,
                 # A process group of its own: Ctrl-C in the terminal is for us, who let running answers finish, and what
                 # the child starts is stopped with it.
@@ -176,6 +182,11 @@ class Child:
         await life.process.wait()
         await asyncio.wait({life.logging}, timeout=1)
         life.logging.cancel()
+
+
+def _remove(socket: str) -> None:
+    """Make room for a socket: a child that was killed could not remove its own."""
+    Path(socket).unlink(missing_ok=True)
 
 
 def _signal(group: int, number: signal.Signals) -> None:

@@ -17,6 +17,7 @@ from onsight.core.errors import (
     InvalidRequest,
     Overloaded,
     RequestError,
+    StartError,
     TooLarge,
     Unavailable,
 )
@@ -76,20 +77,24 @@ class Connection:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def facts(self, context_tokens: int | None) -> Facts:
-        """Ask for the models. `context_tokens` stands in for what it does not say. Raises RequestError."""
-        listed = await self._json("GET", "/v1/models")
-        match listed:
-            case {"data": [{"id": str(name), **first}, *_]}:
-                pass
-            case _:
-                raise EngineFailed(f"{GARBAGE} (/v1/models names no model)")
-        meta, architecture = first.get("meta"), first.get("architecture")
-        said = meta.get("n_ctx") if isinstance(meta, dict) else first.get("max_model_len")
+    async def facts(self, model: str | None, context_tokens: int | None) -> Facts:
+        """Ask for the models; `model` is the one that is meant, None the first. `context_tokens` stands in for what it
+        does not say. Raises RequestError, StartError for a model that is not there."""
+        listed = (await self._json("GET", "/v1/models")).get("data")
+        entries = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+        names = [str(one.get("id")) for one in entries]
+        if not entries:
+            raise EngineFailed(f"{GARBAGE} (/v1/models names no model)")
+        if model is not None and model not in names:
+            raise StartError(f"the server has no model {model!r}; it has {', '.join(names)}")
+        place = 0 if model is None else names.index(model)
+        found = entries[place]
+        meta, architecture = found.get("meta"), found.get("architecture")
+        said = meta.get("n_ctx") if isinstance(meta, dict) else found.get("max_model_len")
         sees = architecture.get("input_modalities") if isinstance(architecture, dict) else None
         return Facts(
-            name,
-            dialect_of(str(first.get("owned_by"))),
+            names[place],
+            dialect_of(str(found.get("owned_by"))),
             said if isinstance(said, int) else context_tokens,
             "image" in sees if isinstance(sees, list) else None,
         )
@@ -108,6 +113,7 @@ class Connection:
                             begun = True
                             yield delta
         except httpx.HTTPError as error:
+            log.warning("the model's server: %s: %s", type(error).__name__, error)
             raise _broken(error, begun=begun) from error
         if not reader.done or reader.reason is None:
             raise EngineFailed("the model's server broke off in the middle of the answer; ask again")
@@ -126,7 +132,7 @@ class Connection:
         except httpx.HTTPError as error:
             raise _broken(error, begun=False) from error
         if response.status_code != 200:
-            log.warning("the model's server answered %d to %s: %s", response.status_code, path, response.text[:_SHOWN])
+            log.debug("the model's server answered %d to %s: %s", response.status_code, path, response.text[:_SHOWN])
             raise Unreached(
                 f"the model's server answers {response.status_code}; try again soon", retry_after_s=_RETRY_S
             )
@@ -152,7 +158,6 @@ async def _lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
 
 def _broken(error: httpx.HTTPError, *, begun: bool) -> RequestError:
     """What a failed exchange means for the client."""
-    log.warning("the model's server: %s: %s", type(error).__name__, error)
     if begun:
         return EngineFailed("the model's server broke off in the middle of the answer; ask again")
     if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):

@@ -24,11 +24,14 @@ class Dialect:
     counts_text: bool = False
 
 
+_PENALISED = 65_536
+"""Tokens of a conversation that llama.cpp's penalties look back on; it knows no word for all of them."""
+
 OPENAI = Dialect("openai", detail=True)
 
 LLAMA = Dialect(
     "llamacpp",
-    neutral={"min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0, "repeat_last_n": -1, "cache_prompt": True},
+    neutral={"min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0, "repeat_last_n": _PENALISED, "cache_prompt": True},
     top_k=True,
     images_first=True,
     counts_text=True,

@@ -21,6 +21,7 @@ from onsight.core.errors import (
 from onsight.core.generation import Event, Finished, GenerateRequest, Sampling, Usage
 from onsight.core.geometry import View
 from onsight.core.messages import Message, Text
+from onsight.core.tools import ToolCall
 from onsight.engines.upstream_engine.answer import GARBAGE, AnswerReader
 from onsight.engines.upstream_engine.body import without_pixels, write_body
 from onsight.engines.upstream_engine.connection import Address, Connection, Facts, Unreached
@@ -37,6 +38,7 @@ class UpstreamSettings:
 
     `silence_s`: longest time without a byte from it. `retry_pause_s`: before the second try, twice that before the
     third. `reserved`: texts that it would read as special tokens; a request with one of them is refused.
+    `calls_tools`: whether it can be told of tools. `model`: the one of its models that is meant; None is the first.
     """
 
     context_tokens: int | None = None
@@ -44,6 +46,8 @@ class UpstreamSettings:
     silence_s: float = 300.0
     retry_pause_s: float = 0.3
     reserved: frozenset[str] = frozenset()
+    calls_tools: bool = True
+    model: str | None = None
 
 
 class UpstreamEngine:
@@ -101,7 +105,7 @@ class UpstreamEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """See `ChatEngine.generate`."""
         facts = self._require_ready()
-        self._require_plain(request, facts)
+        self._require_offered(request, facts)
         mailbox: asyncio.Queue[Event | RequestError] = asyncio.Queue()
         pump = asyncio.create_task(self._pump(request, facts, mailbox))
         self._live[pump] = mailbox
@@ -120,7 +124,7 @@ class UpstreamEngine:
 
     async def _pump(self, request: GenerateRequest, facts: Facts, mailbox: asyncio.Queue[Event | RequestError]) -> None:
         """Read the answer as fast as it comes, whether or not somebody takes its events yet."""
-        body = await asyncio.to_thread(write_body, request, facts.dialect, facts.model)
+        body = await asyncio.to_thread(self._write, request, facts)
         reader = AnswerReader()
         for attempt in range(_TRIES):
             try:
@@ -165,11 +169,21 @@ class UpstreamEngine:
             raise Unavailable(f"the engine is {state}; try again soon", retry_after_s=2)
         return self._facts
 
-    def _require_plain(self, request: GenerateRequest, facts: Facts) -> None:
-        """Refuse pictures that the model cannot see, and texts that its server would read as special tokens."""
+    def _require_offered(self, request: GenerateRequest, facts: Facts) -> None:
+        """Raises Unsupported for what this very model cannot do."""
+        messages = request.messages
+        if facts.sees is False and any(message.images for message in messages):
+            raise Unsupported("this model reads text only; leave the pictures out", param="messages")
+        used = any(message.call_id or any(isinstance(part, ToolCall) for part in message.parts) for message in messages)
+        if not self._settings.calls_tools and (used or request.tools is not None):
+            raise Unsupported(
+                "this model's chat template knows no tools; leave them out",
+                param="messages" if request.tools is None else "tools",
+            )
+
+    def _write(self, request: GenerateRequest, facts: Facts) -> dict[str, object]:
+        """In a thread: the request's body. Raises InvalidRequest, also for texts that would not be plain words."""
         for message in request.messages:
-            if facts.sees is False and message.images:
-                raise Unsupported("this model reads text only; leave the pictures out", param="messages")
             for part in message.parts:
                 found = [word for word in self._settings.reserved if isinstance(part, Text) and word in part.text]
                 if found:
@@ -178,20 +192,25 @@ class UpstreamEngine:
                         " in another way",
                         param="messages",
                     )
+        return write_body(request, facts.dialect, facts.model)
 
     async def _probe(self) -> None:
-        await self._connection.facts(self._settings.context_tokens)
+        await self._connection.facts(self._settings.model, self._settings.context_tokens)
 
     async def _check(self) -> None:
         """One real answer, after which the server counts as ready. Raises RequestError, StartError."""
-        facts = await self._connection.facts(self._settings.context_tokens)
+        facts = await self._connection.facts(self._settings.model, self._settings.context_tokens)
         if facts.context_tokens is None:
             raise StartError("the model's server does not say how many tokens it holds: set --max-model-len")
         request = GenerateRequest((Message("user", (Text("Hello"),)),), Sampling(max_tokens=1, temperature=0.0))
         reader = AnswerReader()
-        async with aclosing(self._connection.stream(write_body(request, facts.dialect, facts.model), reader)) as deltas:
-            async for _ in deltas:
-                pass
+        try:
+            body = write_body(request, facts.dialect, facts.model)
+            async with aclosing(self._connection.stream(body, reader)) as deltas:
+                async for _ in deltas:
+                    pass
+        except (InvalidRequest, EngineFailed) as error:
+            raise StartError(f"the model's server cannot answer a plain request: {error}") from error
         if reader.usage is None:
             raise StartError("the model's server counts no tokens (stream_options.include_usage), so it cannot be used")
         self._facts = facts
