@@ -77,7 +77,12 @@ def build_engine(settings: Settings, progress: Progress | None) -> Chosen:
                 f"option {option} is set, but the engine {kind} ({reason}) does not heed it: leave it out, or choose"
                 f" --engine {' or '.join(readers)}"
             )
+    chosen = _build(kind, settings, progress)
     log.info("engine %s: %s", kind, reason)
+    return chosen
+
+
+def _build(kind: Kind, settings: Settings, progress: Progress | None) -> Chosen:
     match kind:
         case "fake":
             return Chosen(FakeEngine(), FAKE_CARD, settings.model)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from onsight.core.errors import StartError
 
-Value = int | float | bool | str | list["Value"]
+Item = int | float | bool | str
+Value = Item | list[Item]
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
@@ -42,7 +43,7 @@ class GgufHeader:
             return max((item for item in value if isinstance(item, int)), default=otherwise)
         return value if isinstance(value, int) else otherwise
 
-    def items(self, name: str) -> list[Value]:
+    def items(self, name: str) -> list[Item]:
         """The field as a list; empty where it is missing or is none."""
         value = self.fields.get(name)
         return value if isinstance(value, list) else []
@@ -109,8 +110,8 @@ class _Cursor:
         inner, length = int(self._one("I")), int(self._one("Q"))
         if length > len(self._data):
             raise ValueError(f"a list has {length} items")
-        if inner in (_TEXT, _ARRAY):
-            return [self._value(inner) for _ in range(length)]
+        if inner == _TEXT:
+            return [self._text() for _ in range(length)]
         return list(self._many(_format(inner), length))
 
     def _text(self) -> str:

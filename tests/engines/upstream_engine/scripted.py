@@ -60,6 +60,7 @@ class Scripted:
 
     url: str = ""
     owner: str = "somebody"
+    model: str = "scripted"
     plays: list[Play] = field(default_factory=list)
     bodies: list[dict[str, object]] = field(default_factory=list)
     models_status: int = 200
@@ -72,7 +73,7 @@ class Scripted:
             length = next((int(line.split(":")[1]) for line in head.split("\r\n") if line.startswith("content-l")), 0)
             body = await reader.readexactly(length)
             if head.startswith("get /v1/models"):
-                model = {"id": "scripted", "owned_by": self.owner, "max_model_len": 4096}
+                model = {"id": self.model, "owned_by": self.owner, "max_model_len": 4096}
                 await answers(self.models_status, {"data": [model]})(writer)
             else:
                 self.bodies.append(json.loads(body))

@@ -74,9 +74,13 @@ class _Chunk(_Wire):
 
 
 class AnswerReader:
-    """Reads one answer's lines. `reason` and `usage` are known once they came; `done` after the last line."""
+    """Reads one answer's lines. `reason` and `usage` are known once they came; `done` after the last line.
 
-    def __init__(self) -> None:
+    `top_logprobs`: as many of a place's likeliest tokens were asked for; some servers send more.
+    """
+
+    def __init__(self, top_logprobs: int = 0) -> None:
+        self._top_logprobs = top_logprobs
         self.reason: FinishReason | None = None
         self.usage: Usage | None = None
         self.counted_images = False
@@ -111,8 +115,12 @@ class AnswerReader:
         text = choice.delta.content or ""
         deltas: list[Delta] = [self._call(call) for call in choice.delta.tool_calls or []]
         if text or tokens:
-            deltas.append(TextDelta(text, tuple(TokenLogprob(token.candidate(), _top(token)) for token in tokens)))
+            deltas.append(TextDelta(text, tuple(self._logprob(token) for token in tokens)))
         return deltas
+
+    def _logprob(self, token: _Token) -> TokenLogprob:
+        top = token.top_logprobs[: self._top_logprobs]
+        return TokenLogprob(token.candidate(), tuple(other.candidate() for other in top))
 
     def _call(self, call: _Call) -> ToolCallDelta:
         """Calls come one after another, each first with its name; what breaks that order cannot be read."""
@@ -130,7 +138,3 @@ class AnswerReader:
         self.usage = Usage(
             usage.prompt_tokens, usage.completion_tokens, details.cached_tokens or 0, details.image_tokens or 0
         )
-
-
-def _top(token: _Token) -> tuple[Candidate, ...]:
-    return tuple(other.candidate() for other in token.top_logprobs)

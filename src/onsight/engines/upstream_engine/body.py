@@ -70,7 +70,7 @@ def _sampling(sampling: Sampling, dialect: Dialect) -> dict[str, Any]:
     if sampling.stop:
         fields["stop"] = list(sampling.stop)
     if sampling.logprobs:
-        fields |= {"logprobs": True, "top_logprobs": sampling.top_logprobs}
+        fields |= {"logprobs": True, "top_logprobs": max(sampling.top_logprobs, dialect.least_top)}
     return fields
 
 

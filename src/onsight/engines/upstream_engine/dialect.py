@@ -12,7 +12,8 @@ class Dialect:
 
     `neutral`: fields that switch off what it would add to sampling by its own defaults. `top_k`, `detail`: whether it
     honours that option. `images_first`: it reuses prompts only from their start on, so that pictures should stand
-    there. `names_images`: it keeps pictures by a name that we give them. `counts_text`: it can count a prompt's words.
+    there. `least_top`: the fewest `top_logprobs` with which it reports any. `names_images`: it keeps pictures by a name
+    that we give them. `counts_text`: it can count a prompt's words.
     """
 
     name: str
@@ -20,6 +21,7 @@ class Dialect:
     top_k: bool = False
     detail: bool = False
     images_first: bool = False
+    least_top: int = 0
     names_images: bool = False
     counts_text: bool = False
 
@@ -34,6 +36,7 @@ LLAMA = Dialect(
     neutral={"min_p": 0.0, "typical_p": 1.0, "repeat_penalty": 1.0, "repeat_last_n": _PENALISED, "cache_prompt": True},
     top_k=True,
     images_first=True,
+    least_top=1,
     counts_text=True,
 )
 

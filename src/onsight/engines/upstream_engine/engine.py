@@ -125,7 +125,7 @@ class UpstreamEngine:
     async def _pump(self, request: GenerateRequest, facts: Facts, mailbox: asyncio.Queue[Event | RequestError]) -> None:
         """Read the answer as fast as it comes, whether or not somebody takes its events yet."""
         body = await asyncio.to_thread(self._write, request, facts)
-        reader = AnswerReader()
+        reader = AnswerReader(request.sampling.top_logprobs)
         for attempt in range(_TRIES):
             try:
                 async with aclosing(self._connection.stream(body, reader)) as deltas:
