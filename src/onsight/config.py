@@ -84,9 +84,28 @@ class Settings(BaseModel):
     host: str = Field("127.0.0.1", description="Address to listen on; any but loopback needs a key or --no-auth.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     api_key: str | None = Field(None, min_length=1, description="Key that clients send as 'Authorization: Bearer KEY'.")
+    keys_file: Path | None = Field(
+        None, description="Keys with names, scopes and ends, as `onsight keys` writes them; read again when it changes."
+    )
     no_auth: bool = Field(False, description="Listen beyond loopback without a key.")
     open_docs: bool = Field(False, description="With a key: /docs and /openapi.json need none.")
     open_metrics: bool = Field(False, description="With a key: /metrics needs none.")
+    allowed_hosts: Names = Field(
+        (), description="Host names that requests may use; on loopback without a key only loopback's own names."
+    )
+    cors_origins: Names = Field(
+        (), description="Web pages (https://name) that may call besides the server's own; '*' for all."
+    )
+    trusted_proxies: Names = Field(
+        (), description="Addresses or networks of proxies whose X-Forwarded-For and -Proto are believed."
+    )
+    requests_per_min_key: int | None = Field(None, ge=1, description="Most requests a minute with one key.")
+    requests_per_min_address: int | None = Field(None, ge=1, description="Most requests a minute from one address.")
+    max_connections: int = Field(1000, ge=1, description="Most open connections.")
+    head_timeout_s: float = Field(10.0, gt=0, description="Longest time for the head of a request, in seconds.")
+    send_timeout_s: float = Field(
+        60.0, ge=1, description="Longest time for a client to take what is sent, in seconds (Linux)."
+    )
     max_body_mb: int = Field(64, ge=1, description="Largest request body, in megabytes (2**20 bytes).")
     body_timeout_s: float = Field(30.0, gt=0, description="Longest time for a client to send its body, in seconds.")
     drain_timeout_s: float = Field(
@@ -126,9 +145,11 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _guarded(self) -> Settings:
         """Without a key the server listens on loopback alone, unless told otherwise in so many words."""
-        if self.api_key is None and not self.no_auth and self.host not in LOOPBACK_HOSTS:
+        guarded = self.api_key is not None or self.keys_file is not None
+        if not guarded and not self.no_auth and self.host not in LOOPBACK_HOSTS:
             raise ValueError(
-                f"host {self.host} can be reached by others and no key is set: set ONSIGHT_API_KEY, or pass --no-auth"
+                f"host {self.host} can be reached by others and no key is set: set ONSIGHT_API_KEY or"
+                " ONSIGHT_KEYS_FILE, or pass --no-auth"
             )
         if self.media_remote == "allow-list" and not self.media_allowed_hosts:
             raise ValueError("media_remote is 'allow-list' but media_allowed_hosts is empty: name the hosts")

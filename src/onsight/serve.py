@@ -21,9 +21,11 @@ from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
 from onsight.api.app import ApiSettings, Services, create_app
+from onsight.api.keys import KeyBook
 from onsight.api.metrics import Metrics
 from onsight.api.request_log import log_request
-from onsight.config import Settings
+from onsight.api.slow_heads import bounded_protocol
+from onsight.config import LOOPBACK_HOSTS, Settings
 from onsight.core.engine import ChatEngine, Progress
 from onsight.core.errors import StartError
 from onsight.engine_choice import MEGABYTE, build_engine
@@ -68,13 +70,24 @@ def assemble(settings: Settings, progress: Progress | None = None) -> Site:
     metrics = Metrics(roster, admission, door.decoded.cache)
     chat = Chat(roster, door, admission, (metrics.record, log_request))
     api = ApiSettings(
-        api_key=settings.api_key,
+        keys=KeyBook(settings.api_key, settings.keys_file),
+        allowed_hosts=_hosts(settings),
+        origins=frozenset(settings.cors_origins),
+        a_minute_by_key=settings.requests_per_min_key,
+        a_minute_by_address=settings.requests_per_min_address,
         max_body_bytes=settings.max_body_mb * MEGABYTE,
         body_timeout_s=settings.body_timeout_s,
         open_docs=settings.open_docs,
         open_metrics=settings.open_metrics,
     )
     return Site(create_app(Services(roster, chat, admission, metrics), api), chat, (engine,), admission, door)
+
+
+def _hosts(settings: Settings) -> frozenset[str]:
+    """Names that requests may use. A server for this machine alone has no keys, so that its name is its guard."""
+    if settings.allowed_hosts or settings.no_auth or settings.host not in LOOPBACK_HOSTS:
+        return frozenset(name.lower() for name in settings.allowed_hosts)
+    return LOOPBACK_HOSTS if settings.api_key is None and settings.keys_file is None else frozenset()
 
 
 def _limits(settings: Settings) -> MediaLimits:
@@ -116,8 +129,11 @@ async def _serve(site: Site, settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        http=bounded_protocol(settings.head_timeout_s, settings.max_connections),
         timeout_keep_alive=30,
         h11_max_incomplete_event_size=64 * 1024,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=list(settings.trusted_proxies),
     )
     server = DrainingServer(config, site.admission, settings.drain_timeout_s)
     serving = asyncio.create_task(server.serve([listening]))
@@ -147,6 +163,9 @@ def listen_on(settings: Settings) -> socket.socket:
         # Accepted connections inherit it; asyncio sets it only on sockets that it opened itself. Without it a streamed
         # piece may wait 40 ms for the client's acknowledgement of the one before.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sys.platform == "linux":
+            # Who takes nothing of an answer for so long is gone; else its place in the queue would never be free.
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(settings.send_timeout_s * 1000))
         return listening
     except OSError as error:
         raise StartError(

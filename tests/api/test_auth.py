@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from starlette.routing import Route
 
+from onsight.api.keys import KeyBook
 from tests.api.conftest import Bench, dialled, hello, request_head
 
 KEY = "sesame-sesame"
@@ -26,7 +27,7 @@ def _paths(bench: Bench) -> list[tuple[str, str]]:
 
 
 async def test_every_route_but_the_open_ones_needs_the_key(build: Callable[..., Bench]) -> None:
-    bench = build(api_key=KEY)
+    bench = build(keys=KeyBook(KEY))
     async with bench.client() as client:
         for method, path in _paths(bench):
             response = await client.request(method, path)
@@ -44,7 +45,7 @@ async def test_every_route_but_the_open_ones_needs_the_key(build: Callable[..., 
     [{"authorization": f"Bearer {KEY}"}, {"authorization": f"bearer  {KEY} "}, {"x-api-key": KEY}],
 )
 async def test_the_key_opens_every_route(build: Callable[..., Bench], headers: dict[str, str]) -> None:
-    bench = build(api_key=KEY)
+    bench = build(keys=KeyBook(KEY))
     bench.headers = headers
     async with bench.client() as client:
         for method, path in _paths(bench):
@@ -66,7 +67,7 @@ async def test_the_key_opens_every_route(build: Callable[..., Bench], headers: d
     ],
 )
 async def test_a_wrong_key_opens_nothing(build: Callable[..., Bench], headers: dict[str, str]) -> None:
-    bench = build(api_key=KEY)
+    bench = build(keys=KeyBook(KEY))
     async with bench.client() as client:
         response = await client.get("/v1/models", headers=headers)
     assert response.status_code == 401
@@ -74,14 +75,14 @@ async def test_a_wrong_key_opens_nothing(build: Callable[..., Bench], headers: d
 
 
 async def test_docs_and_metrics_are_open_when_the_settings_say_so(build: Callable[..., Bench]) -> None:
-    bench = build(api_key=KEY, open_docs=True, open_metrics=True)
+    bench = build(keys=KeyBook(KEY), open_docs=True, open_metrics=True)
     assert (await bench.get("/openapi.json")).status_code == 200
     assert (await bench.get("/metrics")).status_code == 200
     assert (await bench.get("/v1/models")).status_code == 401
 
 
 async def test_a_request_without_a_key_is_refused_before_its_body_has_come(build: Callable[..., Bench]) -> None:
-    async with build(api_key=KEY).served() as url, dialled(url, request_head(5_000_000)) as (reader, _):
+    async with build(keys=KeyBook(KEY)).served() as url, dialled(url, request_head(5_000_000)) as (reader, _):
         assert (await reader.readline()).startswith(b"HTTP/1.1 401")
 
 

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Callable
 
+from onsight.api.keys import KeyBook
 from tests.api.conftest import Bench
 
 
@@ -32,7 +33,7 @@ async def test_the_pages_policy_lets_only_its_own_script_run(bench: Bench) -> No
 
 
 async def test_the_page_is_there_with_a_key_and_holds_nothing_of_the_server(build: Callable[..., Bench]) -> None:
-    bench = build(api_key="sesame")
+    bench = build(keys=KeyBook("sesame"))
     response = await bench.get("/docs")
     assert response.status_code == 200
     assert "fake" not in response.text

@@ -9,6 +9,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
+from onsight.api.keys import KeyBook
 from onsight.engines.fake_engine import FakeScript
 from tests.api.conftest import Bench, hello, until
 from tests.api.test_openai_chat import png
@@ -81,7 +82,7 @@ async def test_the_models_are_listed_and_found_though_ids_hold_slashes(bench: Be
 
 
 async def test_errors_become_the_sdks_own(build: Callable[..., Bench]) -> None:
-    async with sdk(build(api_key="right"), key="wrong") as client:
+    async with sdk(build(keys=KeyBook("right")), key="wrong") as client:
         with pytest.raises(openai.AuthenticationError):
             await client.models.list()
     async with sdk(build(FakeScript(context_tokens=3))) as client:

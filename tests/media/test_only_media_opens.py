@@ -29,6 +29,7 @@ ALLOWED = {
     "models/gguf_header.py": "the headers of GGUF files",
     "engines/upstream_engine/llama.py": "what the processor can do",
     "engines/upstream_engine/connection.py": "an engine's own server",
+    "api/keys.py": "the operator's key file",
     "api/docs.py": "the page's script in the package",
 }
 

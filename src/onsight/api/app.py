@@ -13,6 +13,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from onsight import __version__
 from onsight.api.auth import Auth
@@ -29,6 +30,8 @@ from onsight.api.openai.responses import ResponsesRoute
 from onsight.api.openai.responses_answers import ResponseEvent, ResponseObject
 from onsight.api.openai.responses_wire import ResponsesRequest
 from onsight.api.openai.wire import ChatRequest
+from onsight.api.origin import OriginCheck
+from onsight.api.rates import RateLimit
 from onsight.api.services import ApiSettings, Services
 from onsight.api.tasks.answers import LocateAnswer, TextAnswer, TextChunk
 from onsight.api.tasks.routes import TaskRoutes
@@ -41,19 +44,6 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | None = None) -> FastAPI:
     """The HTTP face over `services`; starting and closing engines is the caller's business, or `lifespan`'s."""
-    open_paths = {"/openapi.json": settings.open_docs, "/metrics": settings.open_metrics}
-    layers = [Middleware(Boundary)]
-    if settings.api_key is not None:
-        opened = frozenset(path for path, is_open in open_paths.items() if is_open)
-        layers.append(Middleware(Auth, key=settings.api_key, open_paths=opened))
-    layers.append(
-        Middleware(
-            BodyLimits,
-            max_bytes=settings.max_body_bytes,
-            max_total_bytes=settings.max_bodies_bytes,
-            timeout_s=settings.body_timeout_s,
-        )
-    )
     app = _Application(
         title="Onsight",
         version=__version__,
@@ -62,7 +52,7 @@ def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | N
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        middleware=layers,
+        middleware=_layers(settings),
         lifespan=lifespan,
         responses={"default": {"model": ErrorAnswer, "description": "An error"}},
         exception_handlers={
@@ -73,6 +63,43 @@ def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | N
     health = _add_routes(app, services, settings)
     health.endpoints.update(_endpoints(app))
     return app
+
+
+def _layers(settings: ApiSettings) -> list[Middleware]:
+    """What every request passes before its route, outermost first."""
+    layers = [
+        Middleware(Boundary),
+        Middleware(OriginCheck, hosts=settings.allowed_hosts, origins=settings.origins),
+    ]
+    if settings.origins:
+        # Before the keys: a browser asks for leave (OPTIONS) without one.
+        layers.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=sorted(settings.origins),
+                allow_methods=["GET", "POST"],
+                allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
+                expose_headers=["x-request-id", "retry-after"],
+                max_age=600,
+            )
+        )
+    if settings.a_minute_by_address is not None:
+        layers.append(Middleware(RateLimit, by="address", a_minute=settings.a_minute_by_address))
+    if settings.keys.guards:
+        open_paths = {"/openapi.json": settings.open_docs, "/metrics": settings.open_metrics}
+        opened = frozenset(path for path, is_open in open_paths.items() if is_open)
+        layers.append(Middleware(Auth, keys=settings.keys, open_paths=opened))
+        if settings.a_minute_by_key is not None:
+            layers.append(Middleware(RateLimit, by="key", a_minute=settings.a_minute_by_key))
+    layers.append(
+        Middleware(
+            BodyLimits,
+            max_bytes=settings.max_body_bytes,
+            max_total_bytes=settings.max_bodies_bytes,
+            timeout_s=settings.body_timeout_s,
+        )
+    )
+    return layers
 
 
 class _Application(FastAPI):

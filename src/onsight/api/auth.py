@@ -1,41 +1,76 @@
-"""Who may call: with a key, nobody without it, on any path that is not listed here."""
+"""Who may call: with keys, nobody without one, on any path that is not listed here as open."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Send
+from starlette.types import Scope as AsgiScope
 
-from onsight.api.errors import Unauthorized
+from onsight.api.errors import Forbidden, Unauthorized
+from onsight.api.keys import Caller, KeyBook, Scope
 
 ALWAYS_OPEN = frozenset({"/health", "/ready", "/docs"})
 """Paths that need no key: probes have none, and the /docs page is a form that asks for it."""
+
+NEEDED: tuple[tuple[str, Scope], ...] = (
+    ("/v1/chat/", "chat"),
+    ("/v1/responses", "chat"),
+    ("/v1/caption", "chat"),
+    ("/v1/ocr", "chat"),
+    ("/v1/locate", "chat"),
+    ("/v1/describe", "chat"),
+    ("/metrics", "admin"),
+)
+"""How a path begins, and the scope that it needs."""
+
+ANY_KEY = ("/v1/models", "/openapi.json")
+"""Beginnings of paths that every key opens, besides `/` itself; a path that nothing answers at is 404 for each key."""
 
 
 class Auth:
     """ASGI middleware that denies by default; `open_paths` need no key besides `ALWAYS_OPEN`."""
 
-    def __init__(self, app: ASGIApp, *, key: str, open_paths: frozenset[str] = frozenset()) -> None:
+    def __init__(self, app: ASGIApp, *, keys: KeyBook, open_paths: frozenset[str] = frozenset()) -> None:
         self._app = app
-        # Digests have one length, so that comparing them does not tell the key's.
-        self._digest = hashlib.sha256(key.encode()).digest()
+        self._keys = keys
         self._open = ALWAYS_OPEN | open_paths
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in self._open):
             await self._app(scope, receive, send)
             return
         given = _given_key(Headers(scope=scope))
-        if given is not None and hmac.compare_digest(hashlib.sha256(given.encode()).digest(), self._digest):
+        caller = None if given is None else self._keys.find(given)
+        if caller is not None:
+            _check(caller, scope["path"])
+            scope.setdefault("state", {})["caller"] = caller
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         elif given is None:
             raise Unauthorized("this server needs a key; send it as 'Authorization: Bearer KEY'")
         else:
-            raise Unauthorized("the key is wrong; send the server's key as 'Authorization: Bearer KEY'")
+            raise Unauthorized(
+                "the key is wrong or has expired; send a key of this server as 'Authorization: Bearer KEY'"
+            )
+
+
+def _check(caller: Caller, path: str) -> None:
+    """Raises Forbidden for a path that the caller's key does not open."""
+    needed = scope_of(path)
+    if needed is not None and not caller.may(needed):
+        raise Forbidden(f"the key {caller.name!r} opens {' and '.join(caller.scopes)}; {path} needs {needed}")
+
+
+def scope_of(path: str) -> Scope | None:
+    """What a key must open for `path`; None where any key does."""
+    return next((scope for beginning, scope in NEEDED if path.startswith(beginning)), None)
+
+
+def caller_of(scope: AsgiScope) -> Caller | None:
+    """Who sent the request of `scope`; None on a server without keys."""
+    found: Caller | None = scope.get("state", {}).get("caller")
+    return found
 
 
 def _given_key(headers: Headers) -> str | None:

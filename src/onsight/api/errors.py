@@ -40,6 +40,18 @@ class Unauthorized(errors.RequestError):
     code = "invalid_api_key"
 
 
+class Forbidden(errors.RequestError):
+    """The key does not open this path, or the page or name that the request comes by is not one of ours."""
+
+    code = "permission_denied"
+
+
+class RateLimited(errors.Overloaded):
+    """One caller calls too often; others may go on."""
+
+    code = "rate_limit_exceeded"
+
+
 class WrongContentType(errors.InvalidRequest):
     """The body is not in a form that the route reads."""
 
@@ -73,6 +85,7 @@ _INVALID = "invalid_request_error"
 STATUSES: Mapping[type[errors.RequestError], tuple[int, str]] = {
     errors.InvalidRequest: (400, _INVALID),
     Unauthorized: (401, "authentication_error"),
+    Forbidden: (403, "permission_error"),
     errors.UnknownModel: (404, _INVALID),
     NoSuchRoute: (404, _INVALID),
     WrongMethod: (405, _INVALID),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from onsight.api.keys import KeyBook
 from onsight.api.metrics import Metrics
 from onsight.tasks.admission import Admission
 from onsight.tasks.chat import Chat
@@ -14,14 +15,19 @@ from onsight.tasks.roster import Roster
 class ApiSettings:
     """The HTTP face's settings.
 
-    `api_key`: with one, every route but /health, /ready and the /docs page needs it. `max_body_bytes`: of one request;
-    `max_bodies_bytes`: of all requests that are being answered, together. `body_timeout_s`: for a client to send its
-    body; large bodies get more (see `onsight.api.body_limits`). `open_docs`, `open_metrics`: with a key, /openapi.json
-    and /metrics need none. `max_tokens_default`, `temperature_default`, `top_p_default`: for chat requests that name
-    none, where the model's card has no default of its own.
+    `keys`: where it guards, every route but /health, /ready and the /docs page needs one. `allowed_hosts`,
+    `origins`: see `onsight.api.origin`. `a_minute_by_key`, `a_minute_by_address`: most requests of each.
+    `max_body_bytes`: of one request; `max_bodies_bytes`: of all requests that are being answered, together.
+    `body_timeout_s`: for a client to send its body; large bodies get more (`onsight.api.body_limits`). `open_docs`,
+    `open_metrics`: with a key, /openapi.json and /metrics need none. `max_tokens_default`, `temperature_default`,
+    `top_p_default`: for chat requests that name none, where the model's card has no default of its own.
     """
 
-    api_key: str | None = None
+    keys: KeyBook = field(default_factory=KeyBook)
+    allowed_hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    a_minute_by_key: int | None = None
+    a_minute_by_address: int | None = None
     max_body_bytes: int = 64 << 20
     max_bodies_bytes: int = 512 << 20
     body_timeout_s: float = 30.0

@@ -8,6 +8,7 @@ import typer
 
 from onsight import __version__
 from onsight.cli.chat import chat
+from onsight.cli.keys import add, list_keys, revoke
 from onsight.cli.models import models
 from onsight.cli.openapi import openapi
 from onsight.cli.options import with_settings
@@ -53,6 +54,10 @@ for task in (caption, ocr, locate, describe):
         )
     )
 commands.command()(openapi)
+keys = typer.Typer(help="Make keys, list them, take them back.", no_args_is_help=True)
+for name, command in (("add", add), ("list", list_keys), ("revoke", revoke)):
+    keys.command(name)(with_settings(command, only=("keys_file",), argument=""))
+commands.add_typer(keys, name="keys")
 
 
 @commands.callback(invoke_without_command=True)

@@ -137,7 +137,7 @@ async def _server(settings: Settings, url: str | None) -> AsyncIterator[tuple[ht
         try:
             await site.start()
             transport = httpx.ASGITransport(site.app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://onsight", headers=headers) as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as client:
                 yield client, min(2 * settings.max_num_seqs, settings.max_queue)
         finally:
             await site.close()

@@ -6,6 +6,8 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -186,6 +188,7 @@ class QwenReference(Reference):
         from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
         self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).eval()
+        self.model.model.get_rope_index = partial(_positions, self.model.config.vision_config.tokens_per_second)
         self.processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
 
     def see(self, image: Image) -> tuple[torch.Tensor, list[int]]:
@@ -237,6 +240,39 @@ class QwenReference(Reference):
             for x in (left, left + 1)
         ]
         return torch.from_numpy(numpy.stack(patches)), grid
+
+
+def _positions(
+    tokens_per_second: int,
+    input_ids: torch.Tensor,
+    mm_token_type_ids: torch.Tensor,
+    image_grid_thw: torch.Tensor | None = None,
+    video_grid_thw: torch.Tensor | None = None,
+    second_per_grid_ts: torch.Tensor | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Qwen's own rule, in place of `get_rope_index` of transformers 5.3 and later: what comes next begins after the
+    greatest position so far (docs/decisions/0023).
+
+    One row, patches merged two by two.
+    """
+    grids = {1: iter([] if image_grid_thw is None else image_grid_thw.tolist())}
+    grids[2] = iter([] if video_grid_thw is None else video_grid_thw.tolist())
+    seconds = iter([] if second_per_grid_ts is None else second_per_grid_ts.tolist())
+    made = torch.zeros(3, 0, dtype=torch.int64)
+    for kind, group in groupby(mm_token_type_ids[0].tolist()):
+        begin = int(made.max()) + 1 if made.numel() else 0
+        count = len(list(group))
+        if kind == 0:
+            made = torch.cat([made, torch.arange(count).expand(3, -1) + begin], dim=1)
+            continue
+        times, rows, columns = next(grids[kind])
+        step = tokens_per_second * next(seconds) if kind == 2 else 1
+        axes = (torch.arange(times) * step).long(), torch.arange(rows // 2), torch.arange(columns // 2)
+        cells = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)
+        assert cells.shape[1] == count
+        made = torch.cat([made, cells + begin], dim=1)
+    return made[:, None], made.max().reshape(1, 1) + 1 - input_ids.shape[1]
 
 
 class MllamaReference(Reference):

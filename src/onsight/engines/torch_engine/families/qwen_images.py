@@ -116,8 +116,7 @@ class QwenImages:
         """See `Family.place`: text counts up on all axes at once; a picture or video spreads over (time, row, column).
 
         `moments`: where the features of a plan stand in time, from 0; without it everything is one moment. Text goes on
-        after the longer side of what it follows, however long a video lasts, and the answer after the text: so does
-        transformers' `generate`, though a video's last moments then lie past both.
+        after the furthest position of what it follows, on any axis: as the models were trained (docs/decisions/0023).
         """
         parts: list[torch.Tensor] = []
         index = position = 0
@@ -128,7 +127,7 @@ class QwenImages:
             times = torch.zeros(1, dtype=torch.int64) if moments is None else moments(span.plan)
             grid = torch.meshgrid(times, torch.arange(rows), torch.arange(columns), indexing="ij")
             parts.append(torch.stack(grid).flatten(1) + position)
-            position += max(rows, columns)
+            position += max(int(times[-1]) + 1, rows, columns)
             index = span.stop
         rest = len(prompt.token_ids) - index
         parts.append(torch.arange(position, position + rest).expand(3, -1))

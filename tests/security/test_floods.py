@@ -1,0 +1,139 @@
+"""Who calls too often, too slowly, or over too many connections is told so, and the others go on."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable
+
+import httpx
+import pytest
+
+from onsight.api.keys import KeyBook
+from onsight.api.rates import Buckets
+from onsight.config import Settings
+from onsight.serve import listen_on
+from tests.api.conftest import Bench
+from tests.servers import served
+
+Build = Callable[..., Bench]
+
+
+def test_a_bucket_holds_a_minutes_worth_and_fills_steadily() -> None:
+    now = [0.0]
+    buckets = Buckets(6, lambda: now[0])
+    assert [buckets.take("a") for _ in range(6)] == [0.0] * 6
+    assert buckets.take("a") == pytest.approx(10)
+    assert buckets.take("b") == 0
+    now[0] = 9.0
+    assert buckets.take("a") == pytest.approx(1)
+    now[0] = 10.0
+    assert buckets.take("a") == 0
+    assert buckets.take("a") == pytest.approx(10)
+    now[0] = 1000.0
+    assert [buckets.take("a") == 0 for _ in range(7)] == [True] * 6 + [False]
+
+
+def test_callers_are_forgotten_in_the_order_in_which_they_fell_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onsight.api.rates._MOST_BUCKETS", 2)
+    buckets = Buckets(1, lambda: 0.0)
+    assert buckets.take("a") == buckets.take("b") == 0
+    assert buckets.take("a") > 0
+    assert buckets.take("c") == 0
+    assert buckets.take("a") > 0, "b was quiet longest, so b was forgotten"
+    assert buckets.take("b") == 0
+
+
+async def test_a_key_has_a_rate_of_its_own(build: Build) -> None:
+    bench = build(keys=KeyBook("sesame"), a_minute_by_key=3)
+    bench.headers = {"authorization": "Bearer sesame"}
+    answers = [await bench.get("/v1/models") for _ in range(5)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
+    assert answers[-1].json()["error"]["code"] == "rate_limit_exceeded"
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 20
+    assert (await bench.get("/health")).status_code == 200
+
+
+async def test_keys_cannot_be_guessed_at_speed(build: Build) -> None:
+    bench = build(keys=KeyBook("sesame"), a_minute_by_address=3)
+    answers = [await bench.get("/v1/models", authorization=f"Bearer {guess}") for guess in range(5)]
+    assert [answer.status_code for answer in answers] == [401, 401, 401, 429, 429]
+    assert (await bench.get("/v1/models", authorization="Bearer sesame")).status_code == 429
+    assert (await bench.get("/ready")).status_code == 200
+
+
+def read_all(connection: socket.socket) -> bytes:
+    told = b""
+    while piece := connection.recv(4096):
+        told += piece
+    return told
+
+
+def test_a_head_that_never_ends_is_given_up_and_others_are_answered() -> None:
+    with served("fake", "--engine", "fake", "--head-timeout-s", "1") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        address = (host, int(port))
+        with (
+            socket.create_connection(address, timeout=20) as silent,
+            socket.create_connection(address, timeout=20) as trickling,
+            httpx.Client(base_url=server.url) as client,
+        ):
+            stop = threading.Event()
+
+            def trickle() -> None:
+                trickling.sendall(b"GET /health HTTP/1.1\r\nx: ")
+                while not stop.wait(0.1):
+                    try:
+                        trickling.sendall(b"y")
+                    except OSError:
+                        return
+
+            thread = threading.Thread(target=trickle)
+            thread.start()
+            try:
+                assert read_all(silent).startswith(b"HTTP/1.1 408 ")
+                assert read_all(trickling).startswith(b"HTTP/1.1 408 ")
+            finally:
+                stop.set()
+                thread.join()
+            assert client.get("/health").status_code == 200
+
+
+def test_a_connection_too_many_is_told_why_and_a_place_that_is_free_again_is_given() -> None:
+    with served("fake", "--engine", "fake", "--max-connections", "2") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        address = (host, int(port))
+        with socket.create_connection(address, timeout=20) as first:
+            first.sendall(b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+            assert first.recv(4096).startswith(b"HTTP/1.1 200")
+            with socket.create_connection(address, timeout=20) as second:
+                second.sendall(b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+                assert second.recv(4096).startswith(b"HTTP/1.1 200")
+                with socket.create_connection(address, timeout=20) as third:
+                    told = read_all(third)
+                assert told.startswith(b"HTTP/1.1 503 ")
+                assert b"--max-connections" in told
+        assert httpx.get(server.url + "/health").status_code == 200
+
+
+async def test_who_takes_nothing_of_an_answer_is_gone_after_a_while() -> None:
+    """At the socket: what the listening one is told, those that it accepts keep."""
+    listening = listen_on(Settings(port=0, send_timeout_s=1))
+    listening.setblocking(False)
+    ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                writer.write(b"x" * 65536)
+                await writer.drain()
+        except (ConnectionError, TimeoutError) as error:
+            ended.set_result(type(error).__name__)
+
+    server = await asyncio.start_server(pour, sock=listening)
+    async with server:
+        with socket.create_connection(listening.getsockname()[:2]) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            async with asyncio.timeout(60):
+                assert await ended in ("TimeoutError", "ConnectionResetError")
