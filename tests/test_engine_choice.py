@@ -51,6 +51,8 @@ def test_files_family_and_device_choose_the_engine() -> None:
         ({"mmproj": "x.gguf"}, "mmproj"),
         ({"model": "a.gguf", "dtype": "float32"}, "dtype"),
         ({"upstream": "http://127.0.0.1:1", "threads": 2}, "threads"),
+        ({"upstream": "http://127.0.0.1:1", "image_cache_mb": 2}, "image_cache_mb"),
+        ({"engine": "vllm", "vllm": sys.executable, "device": "cpu"}, "device"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(fields: dict[str, object], said: str) -> None:

@@ -65,7 +65,7 @@ class Settings(BaseModel):
     threads: int | None = Field(None, ge=1, description="CPU threads of the model; PyTorch's own choice if unset.")
 
     mmproj: str | None = Field(
-        None, description="GGUF: the file of the part that sees; that beside the model if unset."
+        None, description="GGUF: the part that sees; that beside the model if unset; 'none': no pictures."
     )
     model_sha256: str | None = Field(None, pattern=_SHA256, description="GGUF: SHA-256 that the file must have.")
     mmproj_sha256: str | None = Field(None, pattern=_SHA256, description="GGUF: SHA-256 that the mmproj must have.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -54,9 +54,14 @@ _READ_BY: Mapping[str, tuple[Kind, ...]] = {
     "dtype": ("torch",),
     "kv_cache_tokens": ("torch",),
     "threads": ("torch", "llama"),
+    "image_cache_mb": ("torch", "llama"),
     "revision": ("torch", "llama", "vllm"),
 }
 """Options that not every engine heeds, and those that do; given to another one they stop the start."""
+
+
+_CHILD_ONLY = ("threads", "image_cache_mb", "image_min_tokens", "image_max_tokens")
+"""What can be told to a llama.cpp only when it is started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +76,19 @@ class Chosen:
 def build_engine(settings: Settings, progress: Progress | None) -> Chosen:
     """Choose the engine, and say in one line of the log which and why. Raises StartError."""
     kind, reason = choose_kind(settings)
-    for option, readers in _READ_BY.items():
-        if option in settings.model_fields_set and kind not in readers and kind != "fake":
-            raise StartError(
-                f"option {option} is set, but the engine {kind} ({reason}) does not heed it: leave it out, or choose"
-                f" --engine {' or '.join(readers)}"
-            )
+    if kind != "fake":
+        unheeded = [option for option, readers in _READ_BY.items() if kind not in readers]
+        _refuse(settings, unheeded, f"the engine {kind} ({reason})")
     chosen = _build(kind, settings, progress)
     log.info("engine %s: %s", kind, reason)
     return chosen
+
+
+def _refuse(settings: Settings, options: Iterable[str], who: str) -> None:
+    """Raises StartError when one of the options is set, since it would change nothing."""
+    for option in options:
+        if option in settings.model_fields_set:
+            raise StartError(f"option {option} is set, but {who} does not heed it: leave it out")
 
 
 def _build(kind: Kind, settings: Settings, progress: Progress | None) -> Chosen:
@@ -150,7 +159,7 @@ def _torch(settings: Settings, progress: Progress | None) -> Chosen:
 def _llama(settings: Settings) -> Chosen:
     files = locate_gguf(settings.model, settings.mmproj, settings.revision)
     for path, digest in zip(files, (settings.model_sha256, settings.mmproj_sha256), strict=True):
-        if digest is not None and path is not None:
+        if digest is not None:
             check_digest(path, digest)
     model = read_gguf(*files)
     upstream = UpstreamSettings(
@@ -160,7 +169,9 @@ def _llama(settings: Settings) -> Chosen:
     name = model.path.stem if settings.model.endswith(".gguf") else settings.model
     server = settings.llama_server
     if server is not None and server.startswith(("http://", "https://")):
+        _refuse(settings, _CHILD_ONLY, "a llama-server that already runs")
         return Chosen(UpstreamEngine(Address(server, key=settings.upstream_key), Watch(server), upstream), card, name)
+    _refuse(settings, ("upstream_key",), "a llama.cpp of our own")
     options = _llama_options(settings, model)
     upstream = replace(upstream, slots=options.slots)
     if server is None:
@@ -192,6 +203,10 @@ def _llama_options(settings: Settings, model: GgufModel) -> llama.LlamaOptions:
 
 
 def _vllm(settings: Settings) -> Chosen:
+    if settings.device not in ("auto", "cuda"):
+        raise StartError(
+            f"device is {settings.device!r}, which is not asked of vLLM: its own build decides; leave it out"
+        )
     options = vllm.VllmOptions(
         settings.model, settings.revision, settings.max_model_len, settings.max_num_seqs, settings.vllm_args
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2] / "src" / "onsight"
 
 MAX_FILE_LINES = 400
-MAX_PACKAGE_LINES = 12_000
+MAX_PACKAGE_LINES = 13_500
 MAX_FUNCTION_LINES = 60
 MAX_P95_FUNCTION_LINES = 40
 MAX_ARGUMENTS = 6

@@ -125,6 +125,8 @@ def test_another_file_than_the_pinned_one_is_refused(tmp_path: Path) -> None:
     check_digest(path, hashlib.sha256(b"one").hexdigest().upper())
     with pytest.raises(StartError, match="pinned"):
         check_digest(path, hashlib.sha256(b"two").hexdigest())
+    with pytest.raises(StartError, match="has none"):
+        check_digest(None, "00")
 
 
 @pytest.mark.parametrize(
@@ -145,6 +147,7 @@ def test_the_mmproj_beside_the_model_is_found_the_one_of_its_name_first(tmp_path
     (tmp_path / "mmproj-tiny-q8.gguf").write_bytes(b"x")
     assert locate_gguf(str(model), None, None)[1] == tmp_path / "mmproj-tiny-q8.gguf"
     assert locate_gguf(str(model), "mmproj-other-f32.gguf", None)[1] == tmp_path / "mmproj-other-f32.gguf"
+    assert locate_gguf(str(model), "none", None) == (model, None)
     with pytest.raises(StartError, match=r"nowhere\.gguf"):
         locate_gguf(str(model), "nowhere.gguf", None)
 

@@ -61,7 +61,8 @@ def names_gguf(model: str) -> bool:
 
 
 def locate_gguf(model: str, mmproj: str | None, revision: str | None) -> tuple[Path, Path | None]:
-    """The files of `model` (a path or owner/name:TAG) and of its mmproj, if it has one. Raises StartError."""
+    """The files of `model` (a path or owner/name:TAG) and of its mmproj, if it has one; `mmproj` "none" leaves that
+    out. Raises StartError."""
     if model.endswith(".gguf"):
         path = Path(model).expanduser()
         if revision is not None:
@@ -72,6 +73,8 @@ def locate_gguf(model: str, mmproj: str | None, revision: str | None) -> tuple[P
         path = folder / names[0]
     if not path.is_file():
         raise StartError(f"there is no file {path}: give the path of a .gguf file, or a Hub id like owner/name:Q4_K_M")
+    if mmproj == "none":
+        return path, None
     if mmproj is None:
         beside = [one.name for one in path.parent.glob("*mmproj*.gguf") if one != path]
         chosen = _choose_mmproj(beside, path.stem)
@@ -192,8 +195,10 @@ def without_sizes(card: ModelCard, *, tools: bool) -> ModelCard:
     return replace(card, capabilities=left, prompts=prompts, convention=convention, frames=None, pixels=None)
 
 
-def check_digest(path: Path, expected: str) -> None:
-    """Raises StartError unless the file's SHA-256 is `expected` (hex)."""
+def check_digest(path: Path | None, expected: str) -> None:
+    """Raises StartError unless there is a file and its SHA-256 is `expected` (hex)."""
+    if path is None:
+        raise StartError(f"the SHA-256 of an mmproj is pinned ({expected}), but the model has none: give --mmproj")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected.lower():
