@@ -155,10 +155,23 @@ async def test_it_gives_up_after_three_tries() -> None:
         assert len(server.bodies) == 3
 
 
+def cut(first: bytes) -> bytes:
+    """A chunked answer whose second chunk never comes."""
+    return HEAD.replace(b"connection: close", b"transfer-encoding: chunked") + b"%x\r\n%b\r\n" % (len(first), first)
+
+
+async def test_an_answer_that_is_cut_off_is_told_from_one_that_ended() -> None:
+    async with scripted() as server, started(server) as engine:
+        for broken in (says(HEAD, piece("Hel")), says(cut(piece("Hel")))):
+            server.plays = [broken]
+            with pytest.raises(EngineFailed, match="broke off"):
+                await events_of(engine, ask("hi"))
+        assert len(server.bodies) == 2
+
+
 @pytest.mark.parametrize(
     "broken",
     [
-        says(HEAD, piece("Hel")),
         says(HEAD, piece("Hel"), b"data: {nonsense\n\n"),
         says(HEAD, piece("Hel"), b'data: {"choices": 7}\n\n'),
         says(HEAD, piece("Hel"), b'data: {"error": {"message": "/secret/path"}}\n\n'),
@@ -185,7 +198,7 @@ async def test_an_endless_line_is_not_read_to_its_end(monkeypatch: pytest.Monkey
     monkeypatch.setattr("onsight.engines.upstream_engine.connection._LONGEST_LINE", 1000)
     async with scripted() as server, started(server) as engine:
         server.plays = [says(HEAD, b"data: " + b"x" * 5000)]
-        with pytest.raises(EngineFailed):
+        with pytest.raises(EngineFailed, match="cannot be read"):
             await events_of(engine, ask("hi"))
 
 
