@@ -65,8 +65,11 @@ def export_gguf(folder: Path, out: Path, name: str) -> tuple[Path, Path]:
     text = {key: value for key, value in tensors.items() if key.startswith(("text_model.", "lm_head."))}
     vision = {key: value for key, value in tensors.items() if key not in text}
     model, mmproj = out / f"{name}.gguf", out / f"mmproj-{name}.gguf"
-    _write_text(model, folder, config, text, name)
     _write_vision(mmproj, folder, config, vision, name)
+    # Under its name only once all is there: who finds the model takes both for whole.
+    part = model.with_suffix(".part")
+    _write_text(part, folder, config, text, name)
+    part.replace(model)
     return model, mmproj
 
 

@@ -99,16 +99,17 @@ async def test_a_child_that_ignores_sigterm_is_killed_with_what_it_started(tmp_p
         "import signal, subprocess, sys, time, pathlib\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(15, signal.SIG_IGN);"
-        " time.sleep(60)'])\n"
+        " time.sleep(600)'])\n"
         f"pathlib.Path({str(ready)!r}).touch()\n"
-        "time.sleep(60)\n"
+        "time.sleep(600)\n"
     )
     child = running(script)
     await child.start(when_there(ready), nothing)
     own = psutil.Process(child.process_id)
     family = [own, *own.children(recursive=True)]
     assert len(family) == 2
-    await child.close()
+    async with asyncio.timeout(20):
+        await child.close()
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []
     assert child.state == "dead"

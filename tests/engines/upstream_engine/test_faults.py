@@ -194,6 +194,16 @@ async def test_an_answer_that_breaks_after_its_first_token_is_an_error_and_is_no
         assert await text_of(engine, ask("again")) == "Hello you"
 
 
+async def test_an_error_in_the_middle_is_in_the_log_word_for_word(caplog: pytest.LogCaptureFixture) -> None:
+    async with scripted() as server, started(server) as engine:
+        for broken in (b'data: {"error": {"message": "out of /gpu0"}}\n\n', b"error: out of /gpu0\n\n"):
+            server.plays = [says(HEAD, piece("Hel"), broken)]
+            caplog.clear()
+            with pytest.raises(EngineFailed, match="cannot be read"):
+                await events_of(engine, ask("hi"))
+            assert "out of /gpu0" in caplog.text
+
+
 async def test_an_endless_line_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onsight.engines.upstream_engine.connection._LONGEST_LINE", 1000)
     async with scripted() as server, started(server) as engine:
