@@ -9,7 +9,7 @@ ENGINE ?=
 GGUF := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/onsight/gguf
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu,)
 
-.PHONY: help install serve test test-slow test-all fidelity check format bench readme openapi clean
+.PHONY: help install serve test test-slow test-all test-clients fidelity check format bench readme openapi clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -37,7 +37,10 @@ test-slow: install ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 test-all: install ## run the default suite and the tests that take minutes
-	$(BIN)/python -m pytest -m 'not gpu and not browser and not ray'
+	$(BIN)/python -m pytest -m 'not gpu and not browser and not ray and not clients'
+
+test-clients: install ## try OpenAI's SDKs and LangChain's suite on a server (needs node); the table goes to docs/results/clients.md
+	$(BIN)/python -m tests.clients.table
 
 fidelity: install ## compare every family with its reference; the table goes to docs/results/fidelity.md
 	$(BIN)/python -m tests.engines.fidelity_table
@@ -57,6 +60,7 @@ bench: install ## measure Onsight beside its peers; tables go to benchmarks/resu
 	$(BIN)/python -m benchmarks.second_question
 	$(BIN)/python -m benchmarks.health
 	$(BIN)/python -m benchmarks.start
+	$(BIN)/python -m benchmarks.sweep
 
 readme: install ## run the README's commands and write what they print into it
 	$(BIN)/python -m tests.readme
@@ -65,4 +69,4 @@ openapi: install ## write openapi.json
 	$(BIN)/onsight openapi
 
 clean: ## remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) .clients .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from onsight.config import Settings, load_settings
 from onsight.core.errors import StartError
+from onsight.models.hub import cached_models, locate_model
 
 
 def test_flags_win_over_the_environment_over_the_file_over_the_defaults(tmp_path: Path) -> None:
@@ -61,3 +63,93 @@ def test_a_key_is_never_shown_in_an_error() -> None:
     with pytest.raises(StartError) as caught:
         load_settings({"api_key": ""}, environment={"ONSIGHT_PORT": "x"})
     assert "''" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("environment", "option", "value"),
+    [
+        ({"MODEL_NAME": "owner/name"}, "model", "owner/name"),
+        ({"MODEL_PATH": "/models/holo"}, "model", "/models/holo"),
+        ({"CLIP_MODEL_NAME": "mmproj-f16.gguf"}, "mmproj", "mmproj-f16.gguf"),
+        ({"MODEL_PATH": "/models", "MODEL_NAME": "holo"}, "model", "/models/holo"),
+        ({"MODEL_PATH": "/models", "MODEL_NAME": "holo"}, "served_model_name", ("holo",)),
+        (
+            {"SMOLVLM2_MODEL_ID": "HuggingFaceTB/SmolVLM2-2.2B-Instruct"},
+            "model",
+            "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+        ),
+        ({"MODEL_DEVICE": "cuda"}, "device", "cuda"),
+        ({"PORT": "5000"}, "port", 5000),
+        ({"APP_PORT": "7860"}, "port", 7860),
+        ({"N_THREADS": "4"}, "threads", 4),
+        ({"N_THREADS": "0"}, "threads", None),
+        ({"PORT": ""}, "port", Settings().port),
+    ],
+)
+def test_other_servers_names_in_the_environment_set_our_options(
+    environment: dict[str, str], option: str, value: object
+) -> None:
+    settings = load_settings({}, environment=environment)
+    assert settings.model_dump()[option] == value
+
+
+def test_what_is_taken_from_other_names_is_told() -> None:
+    settings = load_settings({}, environment={"MODEL_PATH": "/m", "MODEL_NAME": "a", "APP_PORT": "7860"})
+    assert settings.taken == (
+        "model '/m/a' is taken from MODEL_PATH with MODEL_NAME",
+        "port '7860' is taken from APP_PORT",
+    )
+    assert load_settings({}, environment={"ONSIGHT_PORT": "1"}).taken == ()
+
+
+@pytest.mark.parametrize(
+    ("environment", "names"),
+    [
+        ({"PORT": "1", "APP_PORT": "2"}, ("PORT", "APP_PORT")),
+        ({"ONSIGHT_PORT": "1", "APP_PORT": "2"}, ("ONSIGHT_PORT", "APP_PORT")),
+        ({"MODEL_NAME": "a", "SMOLVLM2_MODEL_ID": "b"}, ("MODEL_NAME", "SMOLVLM2_MODEL_ID")),
+        (
+            {"MODEL_PATH": "/m", "MODEL_NAME": "a", "ONSIGHT_MODEL": "a"},
+            ("ONSIGHT_MODEL", "MODEL_PATH with MODEL_NAME"),
+        ),
+        ({"TRANSFORMERS_CACHE": "/a", "HF_HUB_CACHE": "/b"}, ("TRANSFORMERS_CACHE", "HF_HUB_CACHE")),
+    ],
+)
+def test_names_that_contradict_each_other_stop_the_start(environment: dict[str, str], names: tuple[str, str]) -> None:
+    with pytest.raises(StartError, match=f"^{names[0]} gives .* and {names[1]} gives .*unset one"):
+        load_settings({}, environment=environment)
+
+
+def test_names_that_agree_or_are_overruled_by_a_flag_do_not_contradict() -> None:
+    assert load_settings({}, environment={"PORT": "1", "APP_PORT": "1"}).port == 1
+    settings = load_settings({"port": 3}, environment={"PORT": "1", "APP_PORT": "2"})
+    assert (settings.port, settings.taken) == (3, ())
+
+
+def test_a_served_name_of_our_own_stands_before_the_one_that_another_server_took() -> None:
+    environment = {"MODEL_PATH": "/m", "MODEL_NAME": "a", "ONSIGHT_SERVED_MODEL_NAME": "mine"}
+    assert load_settings({}, environment=environment).served_model_name == ("mine",)
+    flagged = load_settings({"model": "peek"}, environment={"MODEL_PATH": "/m", "MODEL_NAME": "a"})
+    assert (flagged.model, flagged.served_model_name) == ("peek", ())
+
+
+def test_a_wrong_value_is_named_with_the_name_that_it_came_from() -> None:
+    with pytest.raises(StartError, match=r"device 'tpu'.*MODEL_DEVICE"):
+        load_settings({}, environment={"MODEL_DEVICE": "tpu"})
+
+
+def test_models_are_looked_for_where_transformers_cache_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "/nowhere")
+    assert cached_models() == ()
+    commit = "0" * 40
+    folder = tmp_path / "models--owner--name" / "snapshots" / commit
+    folder.mkdir(parents=True)
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    refs = tmp_path / "models--owner--name" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text(commit)
+    settings = load_settings({}, environment={"TRANSFORMERS_CACHE": str(tmp_path)})
+    assert settings.taken == (f"the folder of models {str(tmp_path)!r} is taken from TRANSFORMERS_CACHE",)
+    assert locate_model("owner/name") == folder
+    assert [model.name for model in cached_models()] == ["owner/name"]

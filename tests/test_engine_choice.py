@@ -50,6 +50,8 @@ def test_files_family_and_device_choose_the_engine() -> None:
         ({"engine": "vllm", "vllm": sys.executable, "vllm_args": "--x '"}, "vllm_args"),
         ({"mmproj": "x.gguf"}, "mmproj"),
         ({"model": "a.gguf", "dtype": "float32"}, "dtype"),
+        ({"model": "a.gguf", "device": "cuda"}, "llama-server PATH"),
+        ({"model": "a.gguf", "device": "cpu", "dtype": "auto"}, "there is no file"),
         ({"upstream": "http://127.0.0.1:1", "threads": 2}, "threads"),
         ({"upstream": "http://127.0.0.1:1", "image_cache_mb": 2}, "image_cache_mb"),
         ({"engine": "vllm", "vllm": sys.executable, "device": "cpu"}, "device"),

@@ -1,8 +1,8 @@
 """Settings: defaults < file < environment < flags. The only reader of the environment, and the only list of options.
 
 The command line makes its flags out of these fields (`onsight.cli.options`), the environment's names are
-`ONSIGHT_` and the field's
-name in capitals, and a settings file is TOML with the same names, where `[media] max_pixels` is `media_max_pixels`.
+`ONSIGHT_` and the field's name in capitals, and a settings file is TOML with the same names, where
+`[media] max_pixels` is `media_max_pixels`. Names that other servers' set-ups use are read too (docs/compat.md).
 """
 
 from __future__ import annotations
@@ -11,16 +11,30 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from onsight.core.errors import StartError
+from onsight.models.hub import use_cache
 
 PREFIX = "ONSIGHT_"
 
 _SECRETS = ("api_key", "upstream_key")
 _SHA256 = r"^[0-9A-Fa-f]{64}$"
+
+BORROWED = (
+    ("MODEL_NAME", "model"),
+    ("SMOLVLM2_MODEL_ID", "model"),
+    ("MODEL_DEVICE", "device"),
+    ("PORT", "port"),
+    ("APP_PORT", "port"),
+    ("N_THREADS", "threads"),
+    ("CLIP_MODEL_NAME", "mmproj"),
+)
+"""Other servers' names in the environment, and our options that they set."""
+
+_FOLDER_AND_NAME = "MODEL_PATH with MODEL_NAME"
 
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -120,7 +134,7 @@ class Settings(BaseModel):
     media_max_mb: int = Field(20, ge=1, description="Largest encoded picture, in megabytes (2**20 bytes).")
     media_max_pixels: int = Field(40_000_000, ge=1, description="Largest picture, in pixels, read from its header.")
     media_max_request_pixels: int = Field(120_000_000, ge=1, description="Most pixels in the pictures of one request.")
-    media_max_images: int = Field(32, ge=0, description="Most pictures in one request.")
+    media_max_images: int = Field(32, ge=0, description="Most pictures, pages of PDFs among them, in one request.")
     media_max_videos: int = Field(4, ge=0, description="Most videos in one request.")
     media_max_video_mb: int = Field(40, ge=1, description="Largest encoded video, in megabytes (2**20 bytes).")
     media_max_video_s: float = Field(3600.0, gt=0, description="Longest video, in seconds.")
@@ -130,6 +144,12 @@ class Settings(BaseModel):
     )
     media_video_decode_s: float = Field(
         20.0, gt=0, description="Longest processor time to decode one video, in seconds."
+    )
+    media_pdf_dpi: int = Field(
+        180, ge=36, le=600, description="Pixels an inch that pages of PDFs are drawn at; fewer where limits ask for it."
+    )
+    media_pdf_draw_s: float = Field(
+        20.0, gt=0, description="Longest processor time to draw the pages of one PDF, in seconds."
     )
     media_fetch_timeout_s: float = Field(
         15.0, gt=0, description="Longest time to fetch a request's pictures, and its videos, in seconds."
@@ -141,6 +161,13 @@ class Settings(BaseModel):
 
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines as text or as JSON.")
+
+    _taken: list[str] = PrivateAttr(default_factory=list)
+
+    @property
+    def taken(self) -> tuple[str, ...]:
+        """What other servers' names in the environment set here, a sentence each, for the log."""
+        return tuple(self._taken)
 
     @model_validator(mode="after")
     def _guarded(self) -> Settings:
@@ -167,13 +194,23 @@ def load_settings(
     merged: dict[str, object] = {}
     merged.update(_from_file(file) if file is not None else {})
     merged.update(_from_environment(environ))
+    given = [one for one in _given_by_others(environ) if one.option not in flags]
+    _check_agreement(given, environ)
+    merged.update({one.option: one.value for one in given})
     merged.update(flags)
+    name = environ.get("MODEL_NAME")
+    if name and any(one.name == _FOLDER_AND_NAME for one in given):
+        merged.setdefault("served_model_name", name)
     try:
-        return Settings.model_validate(merged)
+        settings = Settings.model_validate(merged)
     except ValidationError as error:
+        sources = {one.option: one.name for one in given}
         raise StartError(
-            "; ".join(_sentence(item["loc"], item["msg"], item["input"]) for item in error.errors())
+            "; ".join(_sentence(item["loc"], item["msg"], item["input"], sources) for item in error.errors())
         ) from None
+    settings._taken.extend(f"{one.option} {one.value!r} is taken from {one.name}" for one in given)
+    settings._taken.extend(_use_cache_folder(environ))
+    return settings
 
 
 def let_waiting_threads_sleep() -> None:
@@ -189,6 +226,57 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
     return {
         name: environ[PREFIX + name.upper()] for name in Settings.model_fields if environ.get(PREFIX + name.upper())
     }
+
+
+class _Given(NamedTuple):
+    """A value for an option, and the name in the environment that it stands under."""
+
+    option: str
+    name: str
+    value: str
+
+
+def _given_by_others(environ: Mapping[str, str]) -> list[_Given]:
+    """What the names of `BORROWED` set."""
+    given = [_Given(option, name, environ[name]) for name, option in BORROWED if environ.get(name)]
+    # There, MODEL_NAME is a file or folder in MODEL_PATH.
+    if folder := environ.get("MODEL_PATH"):
+        named = [one for one in given if one.name == "MODEL_NAME"]
+        given = [one for one in given if one.name != "MODEL_NAME"]
+        name, path = (_FOLDER_AND_NAME, Path(folder) / named[0].value) if named else ("MODEL_PATH", Path(folder))
+        given.insert(0, _Given("model", name, str(path)))
+    # 0 is their word for the library's own choice, which is our default.
+    return [one for one in given if (one.name, one.value) != ("N_THREADS", "0")]
+
+
+def _check_agreement(given: list[_Given], environ: Mapping[str, str]) -> None:
+    """Raises StartError when two names in the environment give one option different values."""
+    seen: dict[str, _Given] = {}
+    for one in given:
+        own = PREFIX + one.option.upper()
+        first = seen.setdefault(one.option, _Given(one.option, own, environ[own]) if environ.get(own) else one)
+        if first.value != one.value:
+            raise StartError(
+                f"{first.name} gives {first.value!r} and {one.name} gives {one.value!r} for the option {one.option}:"
+                f" unset one of them, or pass --{one.option.replace('_', '-')}"
+            )
+
+
+def _use_cache_folder(environ: Mapping[str, str]) -> list[str]:
+    """Look for models where TRANSFORMERS_CACHE says, if it is set, and say so. Raises StartError for two answers.
+
+    Hugging Face's own library reads its other names; this one it no longer knows.
+    """
+    folder, other = environ.get("TRANSFORMERS_CACHE"), environ.get("HF_HUB_CACHE")
+    if not folder:
+        return []
+    if other and other != folder:
+        raise StartError(
+            f"TRANSFORMERS_CACHE gives {folder!r} and HF_HUB_CACHE gives {other!r} for the folder of models:"
+            " unset one of them"
+        )
+    use_cache(folder)
+    return [f"the folder of models {folder!r} is taken from TRANSFORMERS_CACHE"]
 
 
 def _from_file(path: Path) -> dict[str, object]:
@@ -207,7 +295,7 @@ def _from_file(path: Path) -> dict[str, object]:
     return flat
 
 
-def _sentence(place: tuple[int | str, ...], message: str, value: object) -> str:
+def _sentence(place: tuple[int | str, ...], message: str, value: object, sources: Mapping[str, str]) -> str:
     """One clear sentence for one wrong option; a key is never shown."""
     name = ".".join(str(part) for part in place)
     message = message.removeprefix("Value error, ")
@@ -216,4 +304,5 @@ def _sentence(place: tuple[int | str, ...], message: str, value: object) -> str:
     if name not in Settings.model_fields:
         return f"unknown option {name!r} in the settings file"
     shown = "" if name in _SECRETS else f" {value!r}"
-    return f"option {name}{shown}: {message} (--{name.replace('_', '-')}, {PREFIX}{name.upper()})"
+    source = sources.get(name, PREFIX + name.upper())
+    return f"option {name}{shown}: {message} (--{name.replace('_', '-')}, {source})"

@@ -50,7 +50,7 @@ _READ_BY: Mapping[str, tuple[Kind, ...]] = {
     "vllm_args": ("vllm",),
     "upstream": ("upstream",),
     "upstream_key": ("upstream", "llama"),
-    "device": ("torch", "vllm"),
+    "device": ("torch", "llama", "vllm"),
     "dtype": ("torch",),
     "kv_cache_tokens": ("torch",),
     "threads": ("torch", "llama"),
@@ -85,9 +85,10 @@ def build_engine(settings: Settings, progress: Progress | None) -> Chosen:
 
 
 def _refuse(settings: Settings, options: Iterable[str], who: str) -> None:
-    """Raises StartError when one of the options is set, since it would change nothing."""
+    """Raises StartError when one of the options is set to more than its default, since it would change nothing."""
+    given = settings.model_dump(include=settings.model_fields_set, exclude_defaults=True)
     for option in options:
-        if option in settings.model_fields_set:
+        if option in given:
             raise StartError(f"option {option} is set, but {who} does not heed it: leave it out")
 
 
@@ -157,6 +158,11 @@ def _torch(settings: Settings, progress: Progress | None) -> Chosen:
 
 
 def _llama(settings: Settings) -> Chosen:
+    if settings.device not in ("auto", "cpu"):
+        raise StartError(
+            f"device is {settings.device!r}, but the llama.cpp of the extra `llama` runs on the CPU: leave it out, and for"
+            " a GPU pass --llama-server PATH of your own build"
+        )
     files = locate_gguf(settings.model, settings.mmproj, settings.revision)
     for path, digest in zip(files, (settings.model_sha256, settings.mmproj_sha256), strict=True):
         if digest is not None:

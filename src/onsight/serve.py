@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
-from onsight.api.app import ApiSettings, Services, create_app
+from onsight.api.app import ApiSettings, Lifespan, Services, create_app
 from onsight.api.keys import KeyBook
 from onsight.api.metrics import Metrics
 from onsight.api.request_log import log_request
@@ -58,9 +58,9 @@ class Site:
         self.door.close()
 
 
-def assemble(settings: Settings, progress: Progress | None = None) -> Site:
-    """Put the parts together; nothing is loaded and no port is opened yet. Raises StartError for a model that is
-    not there."""
+def assemble(settings: Settings, progress: Progress | None = None, lifespan: Lifespan | None = None) -> Site:
+    """Put the parts together; nothing is loaded and no port is opened yet. `lifespan`: of the app, where another
+    program starts and closes the site. Raises StartError for a model that is not there."""
     chosen = build_engine(settings, progress)
     engine = chosen.engine
     loaded = Loaded(settings.served_model_name or (chosen.name,), chosen.card, engine, int(time.time()))
@@ -79,8 +79,10 @@ def assemble(settings: Settings, progress: Progress | None = None) -> Site:
         body_timeout_s=settings.body_timeout_s,
         open_docs=settings.open_docs,
         open_metrics=settings.open_metrics,
+        loopback_only=not (settings.no_auth or settings.api_key or settings.keys_file),
     )
-    return Site(create_app(Services(roster, chat, admission, metrics), api), chat, (engine,), admission, door)
+    app = create_app(Services(roster, chat, admission, metrics), api, lifespan)
+    return Site(app, chat, (engine,), admission, door)
 
 
 def _hosts(settings: Settings) -> frozenset[str]:
@@ -105,6 +107,8 @@ def _limits(settings: Settings) -> MediaLimits:
         max_video_frames=settings.media_max_video_frames,
         max_video_pixels=settings.media_max_video_pixels,
         video_decode_s=settings.media_video_decode_s,
+        pdf_dpi=settings.media_pdf_dpi,
+        pdf_draw_s=settings.media_pdf_draw_s,
         fetch_timeout_s=settings.media_fetch_timeout_s,
         decode_workers=settings.media_workers,
         decoded_bytes=settings.media_cache_mb * MEGABYTE,
@@ -114,9 +118,16 @@ def _limits(settings: Settings) -> MediaLimits:
 def run(settings: Settings) -> None:
     """Serve until a signal: the first SIGTERM or SIGINT drains, a second one cuts. Raises StartError."""
     set_up_logging(settings)
+    log_taken(settings)
     with loading_bar() as progress:
         site = assemble(settings, progress)
         asyncio.run(_serve(site, settings))
+
+
+def log_taken(settings: Settings) -> None:
+    """Tell which options other servers' names in the environment set."""
+    for sentence in settings.taken:
+        log.info("%s", sentence)
 
 
 async def _serve(site: Site, settings: Settings) -> None:
@@ -127,6 +138,7 @@ async def _serve(site: Site, settings: Settings) -> None:
     config = uvicorn.Config(
         site.app,
         log_config=None,
+        log_level="warning",
         access_log=False,
         server_header=False,
         http=bounded_protocol(settings.head_timeout_s, settings.max_connections),
@@ -252,7 +264,7 @@ def set_up_logging(settings: Settings) -> None:
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(_JsonLines() if settings.log_format == "json" else plain)
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    for noisy in ("httpx", "httpcore", "uvicorn.error", "filelock", "asyncio"):
+    for noisy in ("httpx", "httpcore", "filelock", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # What Pillow says of a hostile file is told to its sender; its own lines would only fill the log.
     logging.getLogger("PIL").setLevel(logging.CRITICAL)

@@ -18,9 +18,9 @@ from onsight.api.metrics import Metrics
 from onsight.api.request_log import log_request
 from onsight.core.engine import ChatEngine
 from onsight.core.frames import FrameRule
-from onsight.core.messages import Image, ImageRef
+from onsight.core.messages import ImageRef
 from onsight.engines.fake_engine import FakeEngine, FakeScript
-from onsight.media.door import MediaDoor
+from onsight.media.door import MediaDoor, Opened
 from onsight.models.card import Defaults, ModelCard, PixelBudget
 from onsight.tasks.admission import Admission
 from onsight.tasks.chat import Chat
@@ -47,9 +47,9 @@ class NotedDoor(MediaDoor):
         super().__init__()
         self.asked: list[ImageRef] = []
 
-    async def open(self, refs: Sequence[ImageRef]) -> tuple[Image, ...]:
+    async def open_pages(self, refs: Sequence[ImageRef]) -> tuple[Opened, ...]:
         self.asked.extend(refs)
-        return await super().open(refs)
+        return await super().open_pages(refs)
 
 
 @dataclass

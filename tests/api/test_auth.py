@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import httpx
 import pytest
 from starlette.routing import Route
 
@@ -36,7 +37,9 @@ async def test_every_route_but_the_open_ones_needs_the_key(build: Callable[..., 
             else:
                 assert response.status_code == 401, path
                 assert response.headers["www-authenticate"] == "Bearer"
-                if method != "HEAD":
+                if path == "/infer":
+                    assert response.json()["error_type"] == "system"
+                elif method != "HEAD":
                     assert response.json()["error"]["code"] == "invalid_api_key"
 
 
@@ -88,3 +91,26 @@ async def test_a_request_without_a_key_is_refused_before_its_body_has_come(build
 
 async def test_without_a_key_setting_none_is_asked_for(bench: Bench) -> None:
     assert (await bench.chat(messages=hello())).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [
+        ("127.0.0.1:8000", 200),
+        ("127.9.9.9:8000", 200),
+        ("[::1]:8000", 200),
+        ("[::ffff:127.0.0.1]:8000", 200),
+        ("10.0.0.7:8000", 401),
+        ("[::ffff:10.0.0.7]:8000", 401),
+        ("onsight:8000", 401),
+    ],
+)
+async def test_without_a_key_only_a_loopback_address_answers(
+    build: Callable[..., Bench], address: str, status: int
+) -> None:
+    bench = build(loopback_only=True)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(bench.app), base_url=f"http://{address}") as client:
+        response = await client.get("/v1/models")
+    assert response.status_code == status
+    if status == 401:
+        assert "ONSIGHT_API_KEY" in response.json()["error"]["message"]

@@ -105,11 +105,6 @@ WRONG = {
         "messages.1.tool_calls.0.function.arguments",
         "JSON object",
     ),
-    "a speaker's name": (
-        {"messages": [{"role": "user", "content": "x", "name": "Ann"}]},
-        "messages.0.name",
-        "not supp",
-    ),
     "a part that is a text": ({"messages": user("x")}, "messages.0.content.0", "object"),
     "a part of no type": ({"messages": user({"text": "x"})}, "messages.0.content.0.type", "image_url"),
     "a part of an unknown type": ({"messages": user({"type": "x"})}, "messages.0.content.0.type", "image_url"),
@@ -121,7 +116,7 @@ WRONG = {
     "a video's own kind of part": (
         {"messages": user({"type": "video", "video": URL})},
         "messages.0.content.0.video",
-        "send text, image_url, image or video_url",
+        "send text, image_url, file, image or video_url",
     ),
     "an unknown field of a video": (
         {"messages": video(detail="low")},

@@ -60,6 +60,7 @@ async def test_the_description_knows_every_route_and_every_reference_resolves(be
         "/v1/ocr",
         "/v1/locate",
         "/v1/describe",
+        "/infer",
         "/v1/responses",
     }
     text = (await bench.get("/openapi.json")).text

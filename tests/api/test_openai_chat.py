@@ -15,6 +15,7 @@ from onsight.api.openai.wire import ChatRequest
 from onsight.api.services import ApiSettings
 from onsight.core.generation import Event, GenerateRequest, Sampling
 from onsight.core.messages import Draft, ImageOptions, ImageRef, Text
+from onsight.core.pages import Pages
 from onsight.engines.fake_engine import FakeEngine, FakeScript
 from onsight.models.card import Defaults
 from tests.api.conftest import Bench, events, hello, user
@@ -194,6 +195,7 @@ def test_the_servers_defaults_hold_where_a_request_names_none() -> None:
 
 def test_messages_become_drafts_with_options_and_places() -> None:
     url = {"url": "https://example.org/a.png", "detail": "low", "min_pixels": 10, "max_pixels": 20}
+    place = "messages.1.content.1.image_url"
     messages = [
         {"role": "system", "content": "s"},
         {"role": "user", "content": [{"type": "text", "text": "t"}, {"type": "image_url", "image_url": url}]},
@@ -202,7 +204,7 @@ def test_messages_become_drafts_with_options_and_places() -> None:
         Draft("system", (Text("s"),)),
         Draft(
             "user",
-            (Text("t"), ImageRef(url["url"], ImageOptions("low", 10, 20), "messages.1.content.1.image_url")),
+            (Text("t"), ImageRef(url["url"], ImageOptions("low", 10, 20), place, Pages(param=f"{place}.pages"))),
         ),
     )
 
@@ -228,6 +230,19 @@ async def test_fields_that_rightly_change_nothing_change_nothing(bench: Bench, f
     with_fields, without = await bench.chat(temperature=0, **fields), await bench.chat(temperature=0)
     assert with_fields.status_code == 200
     assert with_fields.json()["choices"] == without.json()["choices"]
+
+
+async def test_a_speakers_name_and_a_forms_description_are_taken_as_clients_send_them(bench: Bench) -> None:
+    form = {"name": "spot", "schema": {"type": "object", "properties": {"x": {"type": "integer"}}}}
+    named = [{"role": "user", "content": "hello", "name": "ann"}]
+    told = await bench.chat(
+        messages=named,
+        response_format={"type": "json_schema", "json_schema": {**form, "description": "A spot."}},
+    )
+    plain = await bench.chat(response_format={"type": "json_schema", "json_schema": form})
+    assert told.status_code == 200
+    assert told.json()["choices"] == plain.json()["choices"]
+    assert told.json()["usage"] == plain.json()["usage"]
 
 
 async def test_an_error_after_the_first_event_is_one_error_event_and_the_end(build: Callable[..., Bench]) -> None:

@@ -16,6 +16,7 @@ from onsight.api.openai.responses_wire import ResponsesRequest
 from onsight.api.services import ApiSettings
 from onsight.core.generation import Sampling
 from onsight.core.messages import Draft, ImageOptions, ImageRef, Text
+from onsight.core.pages import Pages
 from onsight.core.tools import Tool, ToolCall, ToolChoice, ToolUse
 from onsight.engines.fake_engine import FakeScript
 from onsight.models.card import Defaults
@@ -44,6 +45,17 @@ def shape(response: Response) -> list[tuple[object, ...]]:
         else (item.type, item.status, item.name, item.arguments)
         for item in response.output
     ]
+
+
+@pytest.mark.parametrize(("value", "status"), [(None, 200), (True, 400)])
+async def test_a_call_goes_back_with_what_an_sdk_adds_to_it_as_null(bench: Bench, value: object, status: int) -> None:
+    output = {"type": "function_call_output", "call_id": "c1", "output": "done"}
+    response = await post(
+        bench, input=[{"role": "user", "content": "hello"}, {**CALL, "async_": value}, output], tools=[CLICK]
+    )
+    assert response.status_code == status, response.text
+    if status == 400:
+        assert response.json()["error"]["param"] == "input.1.async_"
 
 
 async def test_a_plain_answer_and_what_it_tells_besides(bench: Bench) -> None:
@@ -175,13 +187,16 @@ def test_items_become_drafts_and_fields_the_tasks_own() -> None:
         "text": {"format": {"type": "json_object"}},
     }
     made = to_call(ResponsesRequest.model_validate(body), ApiSettings(temperature_default=0.5), "id", Defaults())
-    url = PICTURE["image_url"]
+
+    def shown(options: ImageOptions, place: str) -> ImageRef:
+        return ImageRef(PICTURE["image_url"], options, f"{place}.image_url", Pages(param=f"{place}.pages"))
+
     assert made.drafts == (
         Draft("system", (Text("be brief"),)),
         Draft("system", (Text("be exact"),)),
-        Draft("user", (Text("t"), ImageRef(url, ImageOptions("low"), "input.1.content.1.image_url"))),
+        Draft("user", (Text("t"), shown(ImageOptions("low"), "input.1.content.1"))),
         Draft("assistant", (Text("I click"), ToolCall("c1", "click", '{"x": 1}'), ToolCall("c2", "click", '{"x": 1}'))),
-        Draft("tool", (Text("t"), ImageRef(url, ImageOptions(), "input.5.output.1.image_url")), "c1"),
+        Draft("tool", (Text("t"), shown(ImageOptions(), "input.5.output.1")), "c1"),
     )
     assert made.sampling == Sampling(max_tokens=9, temperature=0.5, top_p=0.5)
     assert made.schema == '{"type": "object"}'
@@ -224,7 +239,13 @@ WRONG = {
     "an unknown role": ({"input": [{"role": "tool", "content": "x"}]}, "input.0.role", "'tool'"),
     "an empty question": ({"input": [{"role": "user", "content": ""}]}, "input.0.content", "empty"),
     "a part of chat's": (said({"type": "text", "text": "x"}), "input.0.content.0.type", "`text` is not supported"),
-    "a file": (said({"type": "input_file", "file_id": "f"}), "input.0.content.0.type", "`input_file`"),
+    "a stored file": (said({"type": "input_file", "file_id": "f"}), "input.0.content.0.file_id", "no files are kept"),
+    "a file of nothing": (said({"type": "input_file"}), "input.0.content.0.file_data", "send either it or file_url"),
+    "a file twice": (
+        said({"type": "input_file", "file_data": "x", "file_url": "https://x/y"}),
+        "input.0.content.0.file_data",
+        "send either it or file_url",
+    ),
     "a picture by its id": (
         said({"type": "input_image", "file_id": "f", "image_url": "x"}),
         "input.0.content.0.file_id",

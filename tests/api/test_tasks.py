@@ -300,6 +300,15 @@ async def test_a_box_of_no_numbers_is_a_400(build: Build, box: str) -> None:
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "box")
 
 
+@pytest.mark.parametrize("box", ["1,2,3", "1,2,3,nan", "-1,2,3,4", "5,2,3,4", "1,2,3,2", "0,0,101,9", "1 2 3 4", ""])
+async def test_a_wrong_box_in_a_form_is_a_400_that_names_it(build: Build, box: str) -> None:
+    bench, finder = found(build, CARDS["peek"], pair)
+    async with bench.client() as client:
+        answer = await client.post("/v1/describe", files={"file": base64.b64decode(PICTURE)}, data={"box": box})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "box")
+    assert finder.asked == []
+
+
 Parts = list[tuple[str, Any]]
 
 

@@ -16,11 +16,12 @@ from typer.testing import CliRunner
 
 from onsight.cli import commands
 from onsight.core.errors import OnsightError
-from onsight.core.geometry import Box, Size
+from onsight.core.geometry import Box, Point, Size
 from tests.api.conftest import Bench
 from tests.api.conftest import build as build
 from tests.api.finder import SPOT, Finder
 from tests.api.test_tasks import CARDS, boxes, found, pair, spotted
+from tests.media.papers import fill, page, paper, pdf
 
 Onsight = Callable[..., Awaitable[Result]]
 
@@ -152,3 +153,45 @@ def test_peek_in_this_process_answers_a_folder(folder: Path) -> None:
     assert done.exit_code == 0, done.output
     assert all(str(one["text"]).startswith("A ") for one in lines(done.stdout))
     assert len(lines(done.stdout)) == 3
+
+
+def words(start: Point, stop: Point) -> str:
+    return f"at {round(start.y)}"
+
+
+async def test_a_pdfs_pages_are_read_and_the_results_name_them(build: Callable[..., Bench], tmp_path: Path) -> None:
+    bench, _ = found(build, CARDS["peek"], words)
+    (tmp_path / "a.pdf").write_bytes(pdf([page(fill(SPOT, (20, height, 10, 10)), 100, 100) for height in (90, 50, 0)]))
+    (tmp_path / "b.png").write_bytes(spotted(Size(100, 100), Box(40, 20, 60, 40)))
+    out = tmp_path / "results.jsonl"
+    async with serving(bench) as onsight:
+        whole = await onsight("ocr", str(tmp_path))
+        two = ("caption", str(tmp_path / "a.pdf"), "--pages", "3,1", "--out", str(out))
+        some, again, more = await onsight(*two), await onsight(*two), await onsight(*two[:3], "2", *two[4:])
+        missing = await onsight("ocr", str(tmp_path / "a.pdf"), "--pages", "4")
+        wrong = await onsight("ocr", str(tmp_path / "a.pdf"), "--pages", "2-1")
+        no_pdf = await onsight("locate", str(tmp_path), "--target", "x", "--json")
+    a, b = str(tmp_path / "a.pdf"), str(tmp_path / "b.png")
+    assert whole.stdout == f"{a}:\npage 1:\nat 0\n\npage 2:\nat 400\n\npage 3:\nat 900\n\n{b}:\nat 200\n\n"
+    assert some.stdout == "page 3:\nat 900\n\npage 1:\nat 0\n"
+    assert (again.stdout, more.stdout) == ("", "at 400\n")
+    assert [[one["page"] for one in kept["pages"]] for kept in lines(out.read_text())] == [[3, 1], [2]]  # type: ignore[attr-defined]
+    assert (missing.exit_code, "the PDF has 3" in missing.stderr) == (1, True)
+    assert "--pages '2-1': 2-1 runs backwards; write 1-2" in str(wrong.exception)
+    assert [one["image"] for one in lines(no_pdf.stdout)] == [b]
+
+
+async def test_lines_are_in_the_results(peek: tuple[Bench, Finder], folder: Path) -> None:
+    async with serving(peek[0]) as onsight:
+        done = await onsight("ocr", str(folder / "a.png"), "--lines", "--json")
+    (result,) = lines(done.stdout)
+    assert result["lines"] == [{"text": "(250, 300)"}]
+    assert result["asked"] == {"task": "ocr", "lines": "true"}
+
+
+async def test_chat_takes_a_pdf_for_its_pages(peek: tuple[Bench, Finder], tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_bytes(paper())
+    async with serving(peek[0]) as onsight:
+        done = await onsight("chat", "What is it?", "-a", str(tmp_path / "a.pdf"))
+    assert done.exit_code == 0, done.output
+    assert [image.page for image in peek[1].asked[0].messages[0].images] == [1, 2, 3]

@@ -52,17 +52,6 @@ def test_holo_is_asked_as_its_makers_ask_it() -> None:
     assert lines[2:] == [" Your target is:", "the red button"]
 
 
-def test_the_cards_budget_holds_where_the_request_says_nothing() -> None:
-    def bounds(options: ImageOptions) -> tuple[int | None, int | None]:
-        call = locate.prompt(calling(CARDS["holo1_5"], options), Wanted("x"))
-        (image,) = (part for part in call.drafts[0].parts if isinstance(part, ImageRef))
-        return image.options.min_pixels, image.options.max_pixels
-
-    assert bounds(ImageOptions()) == (None, 1_003_520)
-    assert bounds(ImageOptions(max_pixels=602_112)) == (None, 602_112)
-    assert bounds(ImageOptions(min_pixels=9000)) == (9000, 1_003_520)
-
-
 def test_a_missing_task_is_refused_by_name() -> None:
     smol, peek, holo = (calling(CARDS[name]) for name in ("smolvlm2", "peek", "holo1_5"))
     with pytest.raises(

@@ -20,9 +20,9 @@ from onsight.core.errors import (
 )
 from onsight.core.frames import FrameRule
 from onsight.core.generation import Finished, Sampling
-from onsight.core.messages import Draft, Image, ImageRef, Text, Video, VideoRef
+from onsight.core.messages import Draft, ImageRef, Text, Video, VideoRef
 from onsight.engines.fake_engine import FakeEngine, FakeScript
-from onsight.media.door import MediaDoor
+from onsight.media.door import MediaDoor, Opened
 from onsight.models.card import ModelCard, find_card
 from onsight.models.hub import locate_model
 from onsight.tasks.admission import Admission
@@ -42,9 +42,9 @@ class CountingDoor(MediaDoor):
         super().__init__()
         self.asked = 0
 
-    async def open(self, refs: Sequence[ImageRef]) -> tuple[Image, ...]:
+    async def open_pages(self, refs: Sequence[ImageRef]) -> tuple[Opened, ...]:
         self.asked += 1
-        return await super().open(refs)
+        return await super().open_pages(refs)
 
     async def open_videos(self, refs: Sequence[VideoRef], rule: FrameRule) -> tuple[Video, ...]:
         self.asked += 1

@@ -19,6 +19,8 @@ from onsight import __version__
 from onsight.api.auth import Auth
 from onsight.api.body_limits import BodyLimits
 from onsight.api.boundary import Boundary
+from onsight.api.compat import infer
+from onsight.api.compat.llama_vision import InferRequest
 from onsight.api.docs import DocsRoutes
 from onsight.api.errors import ErrorAnswer, translate_http_exception, translate_validation_error
 from onsight.api.health import About, Health, HealthRoutes, Ready
@@ -30,7 +32,7 @@ from onsight.api.openai.responses import ResponsesRoute
 from onsight.api.openai.responses_answers import ResponseEvent, ResponseObject
 from onsight.api.openai.responses_wire import ResponsesRequest
 from onsight.api.openai.wire import ChatRequest
-from onsight.api.origin import OriginCheck
+from onsight.api.origin import LoopbackOnly, OriginCheck
 from onsight.api.rates import RateLimit
 from onsight.api.services import ApiSettings, Services
 from onsight.api.tasks.answers import LocateAnswer, TextAnswer, TextChunk
@@ -47,7 +49,7 @@ def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | N
     app = _Application(
         title="Onsight",
         version=__version__,
-        description="A self-hosted vision-language server. Every error has the body of `ErrorAnswer`.",
+        description="A self-hosted vision-language server. Errors have the body of `ErrorAnswer`, but for /infer's.",
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -68,9 +70,11 @@ def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | N
 def _layers(settings: ApiSettings) -> list[Middleware]:
     """What every request passes before its route, outermost first."""
     layers = [
-        Middleware(Boundary),
+        Middleware(Boundary, envelopes={"/infer": infer.error_body}),
         Middleware(OriginCheck, hosts=settings.allowed_hosts, origins=settings.origins),
     ]
+    if settings.loopback_only:
+        layers.append(Middleware(LoopbackOnly))
     if settings.origins:
         # Before the keys: a browser asks for leave (OPTIONS) without one.
         layers.append(
@@ -131,6 +135,7 @@ BODIES: tuple[type[BaseModel], ...] = (
     LocateRequest,
     DescribeRequest,
     TextChunk,
+    InferRequest,
 )
 """What routes read or stream by themselves, for the description."""
 
@@ -182,6 +187,15 @@ def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> Heal
         openapi_extra=_reads(ResponsesRequest),
     )
     _add_task_routes(app, TaskRoutes(services))
+    app.add_api_route(
+        "/infer",
+        infer.InferRoute(services).answer,
+        methods=["POST"],
+        summary="Caption a picture, or answer about it",
+        tags=["compatibility"],
+        responses=infer.ANSWERS,
+        openapi_extra=infer.BODY,
+    )
     app.add_api_route("/v1/models", models.list, response_model=ModelList, summary="List the models", tags=["OpenAI"])
     app.add_api_route(
         "/v1/models/{model:path}", models.get, response_model=ModelObject, summary="One model", tags=["OpenAI"]

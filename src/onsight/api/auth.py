@@ -19,6 +19,7 @@ NEEDED: tuple[tuple[str, Scope], ...] = (
     ("/v1/ocr", "chat"),
     ("/v1/locate", "chat"),
     ("/v1/describe", "chat"),
+    ("/infer", "chat"),
     ("/metrics", "admin"),
 )
 """How a path begins, and the scope that it needs."""

@@ -10,14 +10,15 @@ import logging
 import re
 import uuid
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onsight.api.connection import ClientLeft
-from onsight.api.errors import InternalError, error_body, error_response
+from onsight.api.errors import Envelope, InternalError, error_body, error_response
 from onsight.api.request_log import log_refusal
 from onsight.api.sse import MEDIA_TYPE, event
 from onsight.core.errors import RequestError, TimedOut
@@ -44,10 +45,11 @@ def taken_up(scope: Scope) -> None:
 
 
 class Boundary:
-    """Wraps the whole application, as ASGI middleware."""
+    """Wraps the whole application, as ASGI middleware; `envelopes`: path -> what errors look like there."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, envelopes: Mapping[str, Envelope] = MappingProxyType({})) -> None:
         self._app = app
+        self._envelopes = envelopes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,7 +75,9 @@ class Boundary:
         if not exchange.started:
             if not scope["state"]["taken_up"]:
                 log_refusal(exchange.id, scope["method"], scope["path"], error)
-            await exchange.refuse(error_response(error), scope, patient=not isinstance(error, TimedOut))
+            envelope = self._envelopes.get(scope["path"])
+            body = None if envelope is None else envelope(error, Request(scope))
+            await exchange.refuse(error_response(error, body), scope, patient=not isinstance(error, TimedOut))
         elif exchange.is_stream:
             await exchange.send({"type": "http.response.body", "body": event(error_body(error)), "more_body": False})
         else:

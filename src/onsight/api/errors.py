@@ -1,8 +1,8 @@
-"""Which HTTP status each error has, in one table, and the error body that every route answers with."""
+"""Which HTTP status each error has, in one table, and the error body that routes answer with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
@@ -126,8 +126,12 @@ def error_body(error: errors.RequestError) -> bytes:
     return error_answer(error).model_dump_json().encode()
 
 
-def error_response(error: errors.RequestError) -> Response:
-    """The whole answer to a request that ends in `error`."""
+Envelope = Callable[[errors.RequestError, Request], bytes]
+"""The body of an answer to a request that ends in an error, for paths whose clients expect another than OpenAI's."""
+
+
+def error_response(error: errors.RequestError, body: bytes | None = None) -> Response:
+    """The whole answer to a request that ends in `error`; `body`: in place of OpenAI's, as JSON."""
     headers: dict[str, str] = {}
     match error:
         case errors.Overloaded() | errors.Unavailable():
@@ -136,7 +140,7 @@ def error_response(error: errors.RequestError) -> Response:
             headers["allow"] = error.allow
         case Unauthorized():
             headers["www-authenticate"] = "Bearer"
-    return Response(error_body(error), status_of(error)[0], headers, "application/json")
+    return Response(error_body(error) if body is None else body, status_of(error)[0], headers, "application/json")
 
 
 async def translate_http_exception(request: Request, error: Exception) -> Response:

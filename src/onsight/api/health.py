@@ -48,6 +48,11 @@ class About(BaseModel):
     endpoints: dict[str, str]
 
 
+def timestamp() -> str:
+    """The time now, in ISO 8601, UTC."""
+    return datetime.now(UTC).isoformat()
+
+
 class HealthRoutes:
     """The routes, bound to the roster and the queue. `endpoints`: path -> method and what it does."""
 
@@ -75,7 +80,7 @@ class HealthRoutes:
             processor_loaded=works,
             device=loaded.engine.status().device,
             model_name=loaded.name,
-            timestamp=datetime.now(UTC).isoformat(),
+            timestamp=timestamp(),
         )
         return JSONResponse(health.model_dump(), 200 if works else 503)
 

@@ -1,13 +1,15 @@
-"""Which names this server answers to, and which web pages may call it: a browser carries its user's network along."""
+"""Which names and addresses this server answers to, and which web pages may call it: a browser carries its user's
+network along."""
 
 from __future__ import annotations
 
+import ipaddress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from onsight.api.errors import Forbidden
+from onsight.api.errors import Forbidden, Unauthorized
 
 
 class OriginCheck:
@@ -37,6 +39,38 @@ class OriginCheck:
             return
         if urlsplit(origin).netloc.lower() != host.lower():
             raise Forbidden(f"pages of {origin[:200]!r} may not call this server; add them to --cors-origins")
+
+
+class LoopbackOnly:
+    """ASGI middleware that refuses what does not come to a loopback address.
+
+    `onsight serve` without a key listens on no other address; another program that runs the application may.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # A socket in the file system has no port: whoever may open it has been let in.
+        host, port = scope.get("server") or ("", None)
+        if scope["type"] == "lifespan" or port is None or _is_loopback(host):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            raise Unauthorized(
+                f"this server has no key, so it answers on loopback only, not on {host}: set ONSIGHT_API_KEY, or"
+                " ONSIGHT_NO_AUTH=1 to let everybody in"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def _name(host: str) -> str:

@@ -16,8 +16,8 @@ class ApiSettings:
     """The HTTP face's settings.
 
     `keys`: where it guards, every route but /health, /ready and the /docs page needs one. `allowed_hosts`,
-    `origins`: see `onsight.api.origin`. `a_minute_by_key`, `a_minute_by_address`: most requests of each.
-    `max_body_bytes`: of one request; `max_bodies_bytes`: of all requests that are being answered, together.
+    `origins`, `loopback_only`: see `onsight.api.origin`. `a_minute_by_key`, `a_minute_by_address`: most requests of
+    each. `max_body_bytes`: of one request; `max_bodies_bytes`: of all requests that are being answered, together.
     `body_timeout_s`: for a client to send its body; large bodies get more (`onsight.api.body_limits`). `open_docs`,
     `open_metrics`: with a key, /openapi.json and /metrics need none. `max_tokens_default`, `temperature_default`,
     `top_p_default`: for chat requests that name none, where the model's card has no default of its own.
@@ -26,6 +26,7 @@ class ApiSettings:
     keys: KeyBook = field(default_factory=KeyBook)
     allowed_hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
+    loopback_only: bool = False
     a_minute_by_key: int | None = None
     a_minute_by_address: int | None = None
     max_body_bytes: int = 64 << 20

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
+
+from onsight.core.pages import read_spans
 
 
 class Strict(BaseModel):
@@ -32,3 +36,18 @@ def never(why: str) -> tuple[BeforeValidator, FieldInfo]:
 def wrong(field: str, why: str) -> PydanticCustomError:
     """A fault in `field` of the object at hand."""
     return PydanticCustomError("wrong", "{why}", {"why": why, "field": field})
+
+
+def _read_pages(value: object) -> object:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise PydanticCustomError("wrong", "it should be a text, like 1-3,7")
+    try:
+        return read_spans(value)
+    except ValueError as error:
+        raise PydanticCustomError("wrong", "{why}", {"why": str(error)}) from None
+
+
+PageSpans = Annotated[tuple[tuple[int, int], ...], BeforeValidator(_read_pages), WithJsonSchema({"type": "string"})]
+"""Pages as clients write them, like 1-3,7."""

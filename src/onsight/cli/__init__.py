@@ -48,6 +48,8 @@ for task in (caption, ocr, locate, describe):
                 "threads",
                 "media_remote",
                 "media_max_pixels",
+                "media_max_images",
+                "media_pdf_dpi",
                 "api_key",
             ),
             argument="",

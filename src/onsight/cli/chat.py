@@ -17,6 +17,7 @@ from onsight.config import Settings
 from onsight.core.errors import OnsightError, StartError
 from onsight.core.generation import Sampling, TextDelta
 from onsight.core.messages import Draft, ImageRef, Text, VideoRef
+from onsight.core.pages import Pages
 from onsight.media.video_files import video_format
 
 _VIDEO_ENDINGS = (".mp4", ".m4v", ".mov", ".webm")
@@ -27,7 +28,7 @@ def chat(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     attach: Annotated[
         list[str] | None,
-        typer.Option("--attach", "-a", help="Picture or video to ask about: a file or a URL; repeatable."),
+        typer.Option("--attach", "-a", help="Picture, PDF or video to ask about: a file or a URL; repeatable."),
     ] = None,
     url: Annotated[str | None, typer.Option(help="Ask this running server, like http://127.0.0.1:8000.")] = None,
     max_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 512,
@@ -52,12 +53,12 @@ def _attached(name: str) -> ImageRef | VideoRef:
     if name.startswith(("http://", "https://", "data:")):
         path = name.partition("?")[0].partition("#")[0].lower()
         is_video = name.startswith("data:video/") or path.endswith(_VIDEO_ENDINGS)
-        return VideoRef(name) if is_video else ImageRef(name)
+        return VideoRef(name) if is_video else ImageRef(name, pages=Pages())
     try:
         data = Path(name).expanduser().read_bytes()
     except OSError as error:
         raise StartError(f"attachment {name} cannot be read: {error.strerror}") from None
-    return VideoRef(data) if video_format(data) in ("MP4", "WEBM") else ImageRef(data)
+    return VideoRef(data) if video_format(data) in ("MP4", "WEBM") else ImageRef(data, pages=Pages())
 
 
 async def _print(pieces: AsyncGenerator[str, None]) -> None:

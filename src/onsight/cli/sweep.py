@@ -26,6 +26,9 @@ Result = Mapping[str, object]
 Show = Callable[[Result], str]
 """A result as it is printed for people."""
 
+_OF_PAGES = ("caption", "ocr")
+"""The tasks in which a PDF is as welcome as a picture."""
+
 _TRIES = 30
 _AT_ONCE_ELSEWHERE = 16
 
@@ -55,7 +58,7 @@ def sweep(settings: Settings, command: Sweep, task: str, fields: Mapping[str, st
     asked = {"task": task, **fields}
     if command.max_tokens is not None:
         asked["max_tokens"] = str(command.max_tokens)
-    names = name_pictures(command.images)
+    names = name_pictures(command.images, pdfs=task in _OF_PAGES)
     with _kept(command.out) as (file, done):
         waiting = [name for name in names if (name, _key(asked)) not in done]
         printer = _Printer(command, file, show, len(names))

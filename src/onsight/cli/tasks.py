@@ -12,22 +12,34 @@ from onsight.cli.pictures import STANDARD_INPUT, is_url, name_pictures, read_pic
 from onsight.cli.sweep import Result, Sweep, sweep
 from onsight.config import Settings
 from onsight.core.errors import StartError
+from onsight.core.pages import read_spans
 
 _MARK = (255, 0, 80)
+
+
+PageOption = Annotated[str | None, typer.Option(help="Of PDFs: the pages to look at, like 1-3,7; all if unset.")]
 
 
 def caption(
     settings: Settings,
     command: Sweep,
     length: Annotated[Literal["short", "normal", "long"], typer.Option(help="How much to say.")] = "normal",
+    pages: PageOption = None,
 ) -> None:
-    """Say what pictures show."""
-    sweep(settings, command, "caption", {"length": length}, _text)
+    """Say what pictures, or the pages of PDFs, show."""
+    sweep(settings, command, "caption", {"length": length, **_pages(pages)}, _text)
 
 
-def ocr(settings: Settings, command: Sweep) -> None:
-    """Write out the text in pictures."""
-    sweep(settings, command, "ocr", {}, _text)
+def ocr(
+    settings: Settings,
+    command: Sweep,
+    lines: Annotated[
+        bool, typer.Option("--lines", help="List lines too, with boxes where the model gives them; see --json.")
+    ] = False,
+    pages: PageOption = None,
+) -> None:
+    """Write out the text in pictures, or in the pages of PDFs."""
+    sweep(settings, command, "ocr", {**({"lines": "true"} if lines else {}), **_pages(pages)}, _text)
 
 
 def describe(
@@ -56,8 +68,31 @@ def locate(
             _draw(picture, _instances(result), draw)
 
 
+def _pages(pages: str | None) -> dict[str, str]:
+    """The form's field for the pages. Raises StartError when they cannot be read."""
+    if pages is None:
+        return {}
+    try:
+        read_spans(pages)
+    except ValueError as error:
+        raise StartError(f"--pages {pages!r}: {error}") from None
+    return {"pages": pages}
+
+
 def _text(result: Result) -> str:
-    return str(result.get("text", ""))
+    match result:
+        case {"pages": [_, _, *_] as pages}:
+            return "\n\n".join(_page(page) for page in pages)
+        case _:
+            return str(result.get("text", ""))
+
+
+def _page(page: object) -> str:
+    match page:
+        case {"page": int(number), "text": str(text)}:
+            return f"page {number}:\n{text}"
+        case _:
+            return ""
 
 
 def _places(result: Result) -> str:

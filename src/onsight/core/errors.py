@@ -57,7 +57,7 @@ class Unsupported(InvalidRequest):
 
 
 class InvalidMedia(InvalidRequest):
-    """A picture or a video cannot be fetched, cannot be decoded, or is not allowed; a video's code says so."""
+    """A picture, a PDF or a video cannot be fetched, cannot be decoded, or is not allowed; a video's code says so."""
 
     code = "invalid_image"
 

@@ -38,6 +38,11 @@ class Box:
     x2: float
     y2: float
 
+    @staticmethod
+    def between(one: Point, other: Point) -> Box:
+        """The box of two opposite corners, whichever they are."""
+        return Box(min(one.x, other.x), min(one.y, other.y), max(one.x, other.x), max(one.y, other.y))
+
     @property
     def centre(self) -> Point:
         return Point((self.x1 + self.x2) / 2, (self.y1 + self.y2) / 2)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from onsight.core.geometry import Box, Size
+from onsight.core.pages import Pages
 from onsight.core.tools import ToolCall
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -46,7 +47,8 @@ class Image:
 
     `pixels`: RGB, 8 bits a channel, row-major, `height * width * 3` bytes. `width`, `height`: px of the upright
     original.
-    `digest`: SHA-256 (hex) over size and pixels, the picture's identity in every cache.
+    `digest`: SHA-256 (hex) over size and pixels, the picture's identity in every cache. `page`: which page of a PDF it
+    is, from 1; None for a picture.
     """
 
     pixels: bytes
@@ -54,6 +56,7 @@ class Image:
     height: int
     digest: str
     options: ImageOptions = DEFAULT_IMAGE_OPTIONS
+    page: int | None = None
 
     @staticmethod
     def of(pixels: bytes, width: int, height: int, options: ImageOptions = DEFAULT_IMAGE_OPTIONS) -> Image:
@@ -124,12 +127,14 @@ class Video:
 class ImageRef:
     """A picture as a client named it: a URL (http, https, data:) or the encoded file's bytes.
 
-    `param` is where it stood in the request, for error texts.
+    `param` is where it stood in the request, for error texts. `pages`: where a PDF is as welcome as a picture, which of
+    its pages, each of them a picture; None where only a picture will do.
     """
 
     source: str | bytes
     options: ImageOptions = DEFAULT_IMAGE_OPTIONS
     param: str | None = None
+    pages: Pages | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,17 @@ from onsight.core.errors import InvalidMedia, TooLarge
 from onsight.media.limits import Kind, MediaLimits
 
 _FORMS: dict[Kind, str] = {"image": "data:image/png;base64,<base64>", "video": "data:video/mp4;base64,<base64>"}
-_TYPES: dict[Kind, tuple[str, ...]] = {"image": ("image/",), "video": ("video/", "image/gif")}
+_TYPES: dict[Kind, tuple[str, ...]] = {"image": ("image/", "application/pdf"), "video": ("video/", "image/gif")}
 _MAX_MEDIA_TYPE_CHARS = 256
 
 # Characters decoded at a time: between two chunks other threads may run, so one long text never holds up the event
 # loop.
 _CHUNK_CHARS = 1 << 18
+
+
+def as_url(source: str) -> str:
+    """A URL as it is; bare base64, in which no colon can be, as a data: URL."""
+    return source if ":" in source[:32] else f"data:;base64,{source}"
 
 
 def check_data_url(url: str, limits: MediaLimits, kind: Kind = "image") -> None:

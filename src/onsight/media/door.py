@@ -1,4 +1,4 @@
-"""The media door: each picture and video of a request comes in, is fetched, checked and decoded, or refused by name."""
+"""The media door: each picture, PDF and video of a request is fetched, checked and decoded, or refused by name."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import httpcore
 
-from onsight.core.errors import InvalidMedia, RequestError, TooLarge
+from onsight.core.errors import InvalidMedia, InvalidRequest, RequestError, TooLarge
 from onsight.core.frames import FrameRule
+from onsight.core.geometry import Size
 from onsight.core.messages import Image, ImageRef, Video, VideoOptions, VideoRef
 from onsight.media.containers import PictureFile
 from onsight.media.data_url import check_data_url, decode_data_url
@@ -22,6 +23,7 @@ from onsight.media.decoded import DecodedPictures
 from onsight.media.fetch import Fetcher, Resolver, system_resolver
 from onsight.media.image import read_header
 from onsight.media.limits import Kind, MediaLimits
+from onsight.media.pdf import PdfFile, draw_pdf, is_pdf, read_pdf
 
 if TYPE_CHECKING:
     from onsight.media.video import Clip
@@ -38,6 +40,9 @@ _VIDEO_CODE = "invalid_video"
 T = TypeVar("T")
 Ref = TypeVar("Ref", ImageRef, VideoRef)
 File = TypeVar("File")
+
+Opened = tuple[Image, ...]
+"""What one reference became: a picture, or the pages of a PDF."""
 
 
 class MediaDoor:
@@ -63,14 +68,38 @@ class MediaDoor:
     async def open(self, refs: Sequence[ImageRef]) -> tuple[Image, ...]:
         """Turn all picture references of one request into checked pictures, in order, with their options.
 
-        Raises InvalidMedia, TooLarge, TimedOut or Unsupported, with the `param` of the reference at fault. When one
-        picture is refused, or the caller is cancelled, the other fetches stop. Nothing is decoded before all
-        headers are known and allowed.
+        None of `refs` may welcome a PDF, which `open_pages` is for. See there for the rest.
+        """
+        return tuple(image for (image,) in await self.open_pages(refs))
+
+    async def open_pages(self, refs: Sequence[ImageRef]) -> tuple[Opened, ...]:
+        """Turn all references of one request into checked pictures, one for a picture and one a page for a PDF.
+
+        Raises InvalidMedia, TooLarge, TimedOut, Unsupported, or InvalidRequest for pages that a PDF lacks, with the
+        `param` of the reference at fault. When one is refused, or the caller is cancelled, the other fetches stop.
+        Nothing is decoded before all headers are known and allowed.
         """
         self._check(refs, "image")
-        files = await self._read(refs, "image", lambda ref, data: read_header(data, self.limits))
-        self._check_pixels(files)
-        return await self._decode(refs, files, lambda ref, file: self.decoded.decode(file, ref.options))
+        files = await self._read(refs, "image", self._look)
+        self._check_pixels(refs, files)
+        return await self._decode(refs, files, self._draw)
+
+    def _look(self, ref: ImageRef, data: bytes) -> PictureFile | PdfFile:
+        """Read a picture's or a PDF's header, whichever it is by its bytes."""
+        if not is_pdf(data):
+            if ref.pages is not None and ref.pages.spans:
+                raise InvalidRequest(
+                    "pages are asked for, but this is a picture; leave them out", param=ref.pages.param
+                )
+            return read_header(data, self.limits)
+        if ref.pages is None:
+            raise InvalidMedia("this is a PDF, and only a picture will do here; send one of its pages as a picture")
+        return read_pdf(data, ref.pages, ref.options, self.limits)
+
+    def _draw(self, ref: ImageRef, file: PictureFile | PdfFile) -> Opened:
+        if isinstance(file, PdfFile):
+            return draw_pdf(file, ref.options, self.limits, self.decoded.cache)
+        return (self.decoded.decode(file, ref.options),)
 
     async def open_videos(self, refs: Sequence[VideoRef], rule: FrameRule) -> tuple[Video, ...]:
         """Turn all video references of one request into the frames that `rule` and their options pick; see `open`.
@@ -146,8 +175,16 @@ class MediaDoor:
         async with slots:
             return await self._fetcher.fetch(source, deadline, kind)
 
-    def _check_pixels(self, files: Sequence[PictureFile]) -> None:
-        pixels = sum(file.size.width * file.size.height for file in files)
+    def _check_pixels(self, refs: Sequence[ImageRef], files: Sequence[PictureFile | PdfFile]) -> None:
+        """Hold the sums of all pictures and pages against the limits."""
+        sizes: list[Size] = []
+        for ref, file in zip(refs, files, strict=True):
+            sizes += [size for _, size in file.pages] if isinstance(file, PdfFile) else [file.size]
+            if len(sizes) > self.limits.max_images:
+                limit = f"the limit is {self.limits.max_images} (media.max_images)"
+                with _Blame(ref):
+                    raise InvalidMedia(f"the request has {len(sizes)} or more pictures and pages; {limit}")
+        pixels = sum(size.width * size.height for size in sizes)
         if pixels > self.limits.max_request_pixels:
             limit = f"the limit is {self.limits.max_request_pixels / 1e6:g} Mpx (media.max_request_pixels)"
             raise InvalidMedia(f"the request's images have {pixels / 1e6:.1f} Mpx together; {limit}")

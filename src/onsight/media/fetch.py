@@ -30,7 +30,7 @@ _MAX_DIALS = 4
 _DIAL_TIMEOUT_S = 5.0
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _PORTS = {"http": 80, "https": 443}
-_ACCEPTED: dict[Kind, bytes] = {"image": b"image/*", "video": b"video/*, image/gif"}
+_ACCEPTED: dict[Kind, bytes] = {"image": b"image/*, application/pdf", "video": b"video/*, image/gif"}
 _BROKEN = (
     httpcore.NetworkError,
     httpcore.ProtocolError,

@@ -30,6 +30,10 @@ class MediaLimits:
     Of videos, `max_pixels`, `min_side` and `max_aspect` hold for a frame. `max_video_bytes`: encoded bytes of one
     (`max_request_bytes` of all). `max_video_s`: seconds that one lasts. `max_video_frames`: frames looked at in one.
     `max_video_pixels`: px of all frames looked at in one request. `video_decode_s`: seconds that decoding one may take.
+
+    A page of a PDF counts as a picture, and its file's bytes as one picture's. `pdf_dpi`: px an inch that a page is
+    drawn at, fewer where the limits and the request's own `max_pixels` allow no more px. `pdf_draw_s`: seconds of
+    processor time that drawing one PDF's pages may take.
     """
 
     remote: RemoteMedia = "public"
@@ -46,6 +50,8 @@ class MediaLimits:
     max_video_frames: int = 128
     max_video_pixels: int = 150_000_000
     video_decode_s: float = 20.0
+    pdf_dpi: int = 180
+    pdf_draw_s: float = 20.0
     min_side: int = 4
     max_aspect: float = 200.0
     fetch_timeout_s: float = 15.0

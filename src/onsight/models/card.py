@@ -57,6 +57,7 @@ PROMPTS: Mapping[str, Capability] = MappingProxyType(
         "caption_short": "caption",
         "caption_long": "caption",
         "ocr": "ocr",
+        "ocr_lines": "ocr",
         "locate": "locate",
         "locate_all": "locate",
         "locate_box": "locate",
@@ -182,7 +183,7 @@ def _check_prompts(
     for name, prompt in prompts.items():
         if PROMPTS.get(name) not in capabilities:
             raise ValueError(f"card {card}: prompt {name} belongs to none of its capabilities {capabilities}")
-        if (PROMPTS[name] == "locate") != (prompt.notation is not None):
+        if (PROMPTS[name] == "locate" or name == "ocr_lines") != (prompt.notation is not None):
             raise ValueError(f"card {card}: prompts that locate need a notation, and no others; {name} is wrong")
         # The size that the model sees is known only once the prompt is written, so a box in it cannot depend on that.
         if (prompt.notation and convention is None) or (prompt.names_box and convention in (None, "resized_pixels")):

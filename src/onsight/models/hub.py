@@ -64,6 +64,11 @@ class CachedModel:
     whole: bool
 
 
+def use_cache(folder: str) -> None:
+    """Keep and look for models of the Hub in `folder` from now on, for the whole process."""
+    constants.HF_HUB_CACHE = folder
+
+
 @cache
 def bundled_models() -> tuple[str, ...]:
     """Names of the models that ship in the package."""
@@ -75,9 +80,10 @@ def cached_models() -> tuple[CachedModel, ...]:
     from huggingface_hub import scan_cache_dir  # slow to import, and only needed here
 
     try:
-        repos = [repo for repo in scan_cache_dir().repos if repo.repo_type == "model" and repo.revisions]
+        cached = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except CacheNotFound:
         return ()
+    repos = [repo for repo in cached if repo.repo_type == "model" and repo.revisions]
     found = []
     for repo in sorted(repos, key=lambda repo: repo.repo_id.lower()):
         chosen = max(repo.revisions, key=lambda revision: ("main" in revision.refs, revision.last_modified))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from onsight.core.errors import Unsupported
 from onsight.core.generation import Sampling
 from onsight.core.messages import Draft, ImageRef, Text
-from onsight.models.card import PROMPTS, PixelBudget, Prompt
+from onsight.models.card import PROMPTS, Prompt
 from onsight.tasks.chat import ChatCall
 from onsight.tasks.roster import Loaded
 
@@ -18,7 +18,7 @@ _PLACE = re.compile(r"\{(target|x1|y1|x2|y2)\}")
 
 @dataclass(frozen=True, slots=True)
 class PictureCall:
-    """A picture, and the loaded model that shall look at it. `max_tokens`: None takes the task's own bound."""
+    """A picture or a PDF, and the loaded model that shall look at it. `max_tokens`: None takes the task's own bound."""
 
     image: ImageRef
     model: Loaded
@@ -50,25 +50,15 @@ def fill(text: str, values: Mapping[str, str]) -> str:
 def ask(call: PictureCall, name: str, question: str | None, prompt: Prompt, sampling: Sampling) -> ChatCall:
     """The call that shows the picture and asks `question`; None leaves the question to the caller's `compose`.
 
-    The card's pixel budget for the task holds where the request says nothing; the answer is the likeliest one.
+    The answer is the likeliest one.
     """
-    task = PROMPTS[name]
-    image = _within(call.image, call.model.card.budget(task))
+    image = call.image
     return ChatCall(
         drafts=(Draft("user", (image,) if question is None else (image, Text(question))),),
         model=call.model.name,
         sampling=replace(sampling, temperature=0.0, max_tokens=call.max_tokens or sampling.max_tokens),
         schema=prompt.schema,
         request_id=call.request_id,
-        task=task,
+        task=PROMPTS[name],
+        by_page=image.pages is not None,
     )
-
-
-def _within(image: ImageRef, budget: PixelBudget) -> ImageRef:
-    options = image.options
-    bounded = replace(
-        options,
-        min_pixels=budget.min_pixels if options.min_pixels is None else options.min_pixels,
-        max_pixels=budget.max_pixels if options.max_pixels is None else options.max_pixels,
-    )
-    return replace(image, options=bounded)

@@ -24,8 +24,9 @@ from onsight.core.geometry import View
 from onsight.core.messages import Draft, Image, ImageRef, Message, Text, Video, VideoRef
 from onsight.core.tools import ToolCall, ToolUse
 from onsight.media.door import MediaDoor
-from onsight.models.card import ModelCard
+from onsight.models.card import ModelCard, PixelBudget
 from onsight.tasks.admission import Admission
+from onsight.tasks.pages import in_turn, page_requests
 from onsight.tasks.record import UNFORESEEN, Bookkeeper, Record
 from onsight.tasks.roster import Loaded, Roster
 
@@ -38,6 +39,7 @@ class ChatCall:
     """What a route, the page or the command line asks for; `n` answers to the same messages.
 
     `compose`: for tasks that write their question, or cut out what they show, by the size of the opened picture.
+    `by_page`: each page of the PDF in the last message is asked about apart, one choice each; leaves `n` at 1.
     """
 
     drafts: tuple[Draft, ...]
@@ -49,14 +51,16 @@ class ChatCall:
     task: str = "chat"
     tools: ToolUse | None = None
     compose: Compose | None = None
+    by_page: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceEvent:
-    """An engine's event and which of the `n` answers (0-based) it belongs to."""
+    """An engine's event and which of the answers (0-based) it belongs to. `page`: what this one is about, by page."""
 
     index: int
     event: Event
+    page: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,8 @@ class Chat:
     async def stream(self, call: ChatCall) -> AsyncGenerator[ChoiceEvent, None]:
         """Answer `call` as events; each choice ends with exactly one Finished. Closing it cancels every choice.
 
+        By page, one choice follows the other.
+
         Raises RequestError, before the first event whenever the request itself is at fault.
         """
         loaded = self._roster.find(call.model)
@@ -92,15 +98,16 @@ class Chat:
         try:
             _check(call, loaded)
             with self._admission.place(call.n):
-                messages = await self._open(call.drafts, loaded.card, record)
+                messages = await self._open(call, loaded.card, record)
                 if call.compose is not None:
                     messages = await asyncio.to_thread(call.compose, messages)
                 request = GenerateRequest(messages, call.sampling, call.schema, call.tools)
-                async with aclosing(_choices(loaded, request, call.n)) as events:
+                choices = _pages(loaded, request) if call.by_page else _choices(loaded, request, call.n)
+                async with aclosing(choices) as events:
                     async for choice in events:
                         record.token()
                         if isinstance(choice.event, Finished):
-                            record.finished(choice.event)
+                            record.finished(choice.event, own_prompt=call.by_page)
                         yield choice
         except RequestError as error:
             record.reason = error.code
@@ -114,24 +121,36 @@ class Chat:
             for bookkeeper in self._bookkeepers:
                 bookkeeper(record)
 
-    async def _open(self, drafts: tuple[Draft, ...], card: ModelCard, record: Record) -> tuple[Message, ...]:
-        parts = [part for draft in drafts for part in draft.parts]
-        images = [part for part in parts if isinstance(part, ImageRef)]
+    async def _open(self, call: ChatCall, card: ModelCard, record: Record) -> tuple[Message, ...]:
+        parts = [part for draft in call.drafts for part in draft.parts]
+        budget = card.budget(call.task)
+        images = [_within(part, budget) for part in parts if isinstance(part, ImageRef)]
         videos = [part for part in parts if isinstance(part, VideoRef)]
-        opened = iter(await self._door.open(images) if images else ())
+        opened = await self._door.open_pages(images) if images else ()
         watched = iter(await self._door.open_videos(videos, card.frames) if videos and card.frames else ())
-        record.images, record.videos = len(images), len(videos)
+        record.images, record.videos = sum(map(len, opened)), len(videos)
         record.media_opened()
-        return tuple(_message(draft, opened, watched) for draft in drafts)
+        unused = iter(opened)
+        return tuple(_message(draft, unused, watched) for draft in call.drafts)
 
 
-def _message(draft: Draft, images: Iterator[Image], videos: Iterator[Video]) -> Message:
-    """`draft` with each reference replaced by the next opened picture or video."""
+def _within(image: ImageRef, budget: PixelBudget) -> ImageRef:
+    """`image` with the card's bounds where the request says nothing; what it does say may go past the other one."""
+    options, least, most = image.options, image.options.min_pixels, image.options.max_pixels
+    if least is None and (most is None or (budget.min_pixels or 0) <= most):
+        least = budget.min_pixels
+    if most is None and (least is None or least <= (budget.max_pixels or least)):
+        most = budget.max_pixels
+    return replace(image, options=replace(options, min_pixels=least, max_pixels=most))
+
+
+def _message(draft: Draft, images: Iterator[tuple[Image, ...]], videos: Iterator[Video]) -> Message:
+    """`draft` with each reference replaced by the next opened picture, PDF's pages or video."""
     parts: list[Text | Image | Video | ToolCall] = []
     for part in draft.parts:
         match part:
             case ImageRef():
-                parts.append(next(images))
+                parts.extend(next(images))
             case VideoRef():
                 parts.append(next(videos))
             case Text() | ToolCall():
@@ -161,6 +180,21 @@ async def collect(events: AsyncGenerator[ChoiceEvent, None], n: int = 1) -> list
     ]
 
 
+async def collect_pages(events: AsyncGenerator[ChoiceEvent, None]) -> list[tuple[int | None, Answer]]:
+    """Fold a stream that goes by page into each page and its answer, in order; a picture's page is None."""
+    pages: list[tuple[int | None, Answer]] = []
+    texts: list[str] = []
+    async with aclosing(events):
+        async for choice in events:
+            match choice.event:
+                case TextDelta(text):
+                    texts.append(text)
+                case Finished() as end:
+                    pages.append((choice.page, Answer("".join(texts), (), end.reason, end.usage, end.views)))
+                    texts = []
+    return pages
+
+
 def _add(piece: ToolCallDelta, calls: list[ToolCall]) -> None:
     """Take the next piece of a choice's calls; the first one of each call has its id and name."""
     if piece.id is not None and piece.name is not None:
@@ -182,6 +216,15 @@ async def _choices(loaded: Loaded, request: GenerateRequest, n: int) -> AsyncGen
         ) as merged:
             async for choice in merged:
                 yield choice
+
+
+async def _pages(loaded: Loaded, request: GenerateRequest) -> AsyncGenerator[ChoiceEvent, None]:
+    """The answers about each picture of the last message, one after the other."""
+    requests = page_requests(request)
+    async with aclosing(in_turn(loaded.engine, requests)) as events:
+        async for one in events:
+            (image,) = requests[one.index].messages[-1].images
+            yield ChoiceEvent(one.index, one.event, image.page)
 
 
 def _nth(request: GenerateRequest, index: int) -> GenerateRequest:

@@ -74,7 +74,7 @@ def read(answer: Answer, card: ModelCard, wanted: Wanted) -> Located:
     tokens, instances = _Tokens(answer), []
     for place in places:
         corners = [to_original(corner, card.convention, view) for corner in place.corners]
-        box = _box(corners) if len(corners) == 2 else None
+        box = Box.between(*corners) if len(corners) == 2 else None
         point = corners[0] if box is None else box.centre
         instances.append(Instance(point, box, tokens.probability(place)))
     return Located(tuple(instances), view, answer.text)
@@ -108,12 +108,6 @@ def _is_json(text: str) -> bool:
 
 def _unreadable(why: str, answer: Answer) -> UnreadableAnswer:
     return UnreadableAnswer(f"the model's answer cannot be read as a place: {why}", answer=answer.text)
-
-
-def _box(corners: list[Point]) -> Box:
-    """The box between two corners, whichever the model named first."""
-    (left, right), (top, bottom) = (sorted(values) for values in zip(*((p.x, p.y) for p in corners), strict=True))
-    return Box(left, top, right, bottom)
 
 
 class _Tokens:

@@ -1,20 +1,65 @@
-"""OCR: the text in a picture as plain text, and nothing else."""
+"""OCR: the text in a picture as plain text and nothing else, or line by line, with boxes where the model gives them."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+
+from onsight.core.errors import UnreadableAnswer
 from onsight.core.generation import Sampling
+from onsight.core.geometry import Box, Point, lies_outside, to_original
+from onsight.models.card import ModelCard
 from onsight.tasks.asking import PictureCall, ask, find_prompt
 from onsight.tasks.chat import Answer, ChatCall
 
 _MAX_TOKENS = 4096
+_WITH_BOXES = "ocr_lines"
 
 
-def prompt(call: PictureCall) -> ChatCall:
-    """The call that reads. Raises Unsupported for a model that was not made for it."""
-    found = find_prompt(call.model, "ocr")
-    return ask(call, "ocr", found.text, found, Sampling(max_tokens=_MAX_TOKENS))
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of text. `box`: px of the upright original, None for a model that gives none."""
+
+    text: str
+    box: Box | None = None
+
+
+def prompt(call: PictureCall, *, lines: bool = False) -> ChatCall:
+    """The call that reads, for `read`, or with `lines` for `read_lines`.
+
+    Raises Unsupported for a model that was not made for it.
+    """
+    name = _WITH_BOXES if lines and call.model.card.prompt(_WITH_BOXES) else "ocr"
+    found = find_prompt(call.model, name)
+    return ask(call, name, found.text, found, Sampling(max_tokens=_MAX_TOKENS))
 
 
 def read(answer: Answer) -> str:
     """The text, its line breaks kept."""
     return answer.text.strip()
+
+
+def read_lines(answer: Answer, card: ModelCard) -> list[Line]:
+    """The lines that hold text. Raises UnreadableAnswer for boxes that cannot be read, or lie outside the picture."""
+    if card.prompt(_WITH_BOXES) is None:
+        return [Line(line.strip()) for line in answer.text.splitlines() if line.strip()]
+    if answer.reason == "length":
+        raise _unreadable(f"it was cut after {answer.usage.completion_tokens} tokens; send a larger max_tokens", answer)
+    # The card's schema holds the answer to this form.
+    return [_boxed(entry["text_content"], entry["bbox_2d"], answer, card) for entry in json.loads(answer.text)]
+
+
+def _boxed(text: str, numbers: list[int], answer: Answer, card: ModelCard) -> Line:
+    if card.convention is None:
+        raise ValueError(f"card {card.name} has no convention")
+    (view,) = answer.views
+    x1, y1, x2, y2 = numbers
+    corners = (Point(x1, y1), Point(x2, y2))
+    for corner in corners:
+        if lies_outside(corner, card.convention, view):
+            raise _unreadable(f"it points to ({corner.x:g}, {corner.y:g}), outside the picture", answer)
+    return Line(text, Box.between(*(to_original(corner, card.convention, view) for corner in corners)))
+
+
+def _unreadable(why: str, answer: Answer) -> UnreadableAnswer:
+    return UnreadableAnswer(f"the model's answer cannot be read as lines with boxes: {why}", answer=answer.text)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from onsight.core.errors import InvalidRequest, Unsupported
 from onsight.core.geometry import Convention, Point, View, to_original
 from onsight.core.messages import ImageRef
 from onsight.models.card import ModelCard, Notation
 from onsight.tasks.chat import Answer, ChatCall
+
+Part = TypeVar("Part")
 
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
 _TWO, _FOUR = (rf"\s*{_NUMBER}" + rf"\s*,\s*{_NUMBER}" * more + r"\s*" for more in (1, 3))
@@ -45,8 +48,9 @@ def find_places(text: str, notation: Notation) -> list[Place]:
     return found
 
 
-def check_mapping(call: ChatCall, card: ModelCard, *, stream: bool) -> None:
-    """Refuse, naming `coordinates`, a call whose answers `in_original` could not map."""
+def check_mapping(call: ChatCall, card: ModelCard, *, stream: bool) -> ChatCall:
+    """The call, in which only a picture will do, no PDF. Refuses, naming `coordinates`, one whose answers `in_original`
+    could not map."""
     if card.convention is None or not card.notations:
         raise Unsupported(
             f"coordinates is 'original', but {card.title} was not made to give any; leave it out", param="coordinates"
@@ -65,12 +69,20 @@ def check_mapping(call: ChatCall, card: ModelCard, *, stream: bool) -> None:
             "coordinates is 'original', which maps what is said, not the arguments of calls; leave `tools` out",
             param="coordinates",
         )
-    images = sum(isinstance(part, ImageRef) for draft in call.drafts for part in draft.parts)
-    if images != 1:
+    images = [part for draft in call.drafts for part in draft.parts if isinstance(part, ImageRef)]
+    if len(images) != 1:
         raise InvalidRequest(
-            f"coordinates is 'original', but the conversation has {images} pictures; it needs exactly one",
+            f"coordinates is 'original', but the conversation has {len(images)} pictures; it needs exactly one",
             param="coordinates",
         )
+    if images[0].pages is not None and images[0].pages.spans:
+        raise InvalidRequest("coordinates is 'original', which is for a picture; leave pages out", param="coordinates")
+    drafts = (replace(draft, parts=tuple(_picture_only(part) for part in draft.parts)) for draft in call.drafts)
+    return replace(call, drafts=tuple(drafts))
+
+
+def _picture_only(part: Part) -> Part | ImageRef:
+    return replace(part, pages=None) if isinstance(part, ImageRef) else part
 
 
 def in_original(answer: Answer, card: ModelCard) -> Answer:

@@ -40,12 +40,16 @@ class Record:
         if self.first_token_s is None:
             self.first_token_s = time.monotonic()
 
-    def finished(self, event: Finished) -> None:
-        """Add one choice's usage; the choices of a request share their prompt."""
-        self.prompt_tokens = event.usage.prompt_tokens
-        self.image_tokens = event.usage.image_tokens
-        self.video_tokens = event.usage.video_tokens
-        self.cached_tokens = max(self.cached_tokens, event.usage.cached_tokens)
+    def finished(self, event: Finished, *, own_prompt: bool = False) -> None:
+        """Add one choice's usage; the choices of a request share their prompt, unless each has one of its own."""
+        usage = event.usage
+        if not own_prompt:
+            self.prompt_tokens = self.image_tokens = self.video_tokens = 0
+            self.cached_tokens = max(0, self.cached_tokens - usage.cached_tokens)
+        self.prompt_tokens += usage.prompt_tokens
+        self.image_tokens += usage.image_tokens
+        self.video_tokens += usage.video_tokens
+        self.cached_tokens += usage.cached_tokens
         self.completion_tokens += event.usage.completion_tokens
         self.reason = event.reason
 

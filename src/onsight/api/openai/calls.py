@@ -8,6 +8,7 @@ from onsight.api.openai.tools import FunctionChoice, to_use
 from onsight.api.openai.wire import (
     ChatMessage,
     ChatRequest,
+    FilePart,
     ImageUrl,
     ImageUrlPart,
     InlineImagePart,
@@ -21,7 +22,9 @@ from onsight.api.openai.wire import (
 from onsight.api.services import ApiSettings
 from onsight.core.generation import Sampling
 from onsight.core.messages import Draft, ImageOptions, ImageRef, Text, VideoOptions, VideoRef
+from onsight.core.pages import Pages
 from onsight.core.tools import ToolCall, ToolUse
+from onsight.media.data_url import as_url
 from onsight.models.card import Defaults
 from onsight.tasks.chat import ChatCall
 
@@ -59,12 +62,15 @@ def _part(part: Part, place: str) -> Text | ImageRef | VideoRef:
     match part:
         case TextPart():
             return Text(part.text)
-        case ImageUrlPart():
-            return ImageRef(part.image_url.url, _options(part.image_url), f"{place}.image_url")
-        case InlineImagePart():
+        case ImageUrlPart(image_url=image):
+            pages = Pages(image.pages or (), f"{place}.image_url.pages")
+            return ImageRef(image.url, _options(image), f"{place}.image_url", pages)
+        case InlineImagePart(image=inline):
             # Decoding belongs to the media door's threads, so bare base64 travels on as a data: URL.
-            b64 = part.image.b64
-            return ImageRef(b64 if b64.startswith("data:") else f"data:;base64,{b64}", param=f"{place}.image")
+            return ImageRef(as_url(inline.b64), param=f"{place}.image", pages=Pages())
+        case FilePart(file=file):
+            pages = Pages(file.pages or (), f"{place}.file.pages")
+            return ImageRef(as_url(file.file_data), param=f"{place}.file.file_data", pages=pages)
         case VideoUrlPart(video_url=video):
             return VideoRef(video.url, VideoOptions(video.fps, video.max_frames), f"{place}.video_url")
 

@@ -35,7 +35,7 @@ class ChatRoute:
         call = to_call(wire, self._settings, request_id(request.scope), loaded.card.defaults)
         self._check_count(call)
         if wire.coordinates is not None:
-            check_mapping(call, loaded.card, stream=bool(wire.stream))
+            call = check_mapping(call, loaded.card, stream=bool(wire.stream))
         heading = Heading(loaded.name)
         taken_up(request.scope)
         events = self._services.chat.stream(call)

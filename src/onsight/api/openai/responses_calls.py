@@ -10,9 +10,12 @@ from onsight.api.openai.responses_wire import (
     AnyJsonFormat,
     CallItem,
     Content,
+    InputFile,
     InputImage,
+    InputText,
     Item,
     MessageItem,
+    OutputText,
     ResponsesRequest,
     ResultItem,
     SchemaFormat,
@@ -22,7 +25,9 @@ from onsight.api.services import ApiSettings
 from onsight.core.errors import InvalidRequest
 from onsight.core.generation import Sampling
 from onsight.core.messages import Draft, ImageOptions, ImageRef, Text
+from onsight.core.pages import Pages
 from onsight.core.tools import ToolCall, ToolUse
+from onsight.media.data_url import as_url
 from onsight.models.card import Defaults
 from onsight.tasks.chat import ChatCall
 
@@ -79,16 +84,22 @@ def _drafts(items: list[Item]) -> list[Draft]:
 
 
 def _parts(content: list[Content], place: str) -> tuple[Text | ImageRef, ...]:
-    return tuple(
-        ImageRef(
-            part.image_url,
-            ImageOptions(part.detail or "auto", part.min_pixels, part.max_pixels),
-            f"{place}.{index}.image_url",
-        )
-        if isinstance(part, InputImage)
-        else Text(part.text)
-        for index, part in enumerate(content)
-    )
+    return tuple(_part(part, f"{place}.{index}") for index, part in enumerate(content))
+
+
+def _part(part: Content, place: str) -> Text | ImageRef:
+    match part:
+        case InputImage(image_url=url):
+            options = ImageOptions(part.detail or "auto", part.min_pixels, part.max_pixels)
+            return ImageRef(url, options, f"{place}.image_url", Pages(part.pages or (), f"{place}.pages"))
+        case InputFile(file_data=str(data)):
+            return ImageRef(as_url(data), param=f"{place}.file_data", pages=Pages(part.pages or (), f"{place}.pages"))
+        case InputFile(file_url=str(url)):
+            return ImageRef(url, param=f"{place}.file_url", pages=Pages(part.pages or (), f"{place}.pages"))
+        case InputText() | OutputText():
+            return Text(part.text)
+        case InputFile():
+            raise ValueError("the wire lets no file pass that has neither file_data nor file_url")
 
 
 def _schema(request: ResponsesRequest) -> str | None:

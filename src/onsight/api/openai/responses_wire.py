@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from onsight.api.json_body import PART
 from onsight.api.openai.tools import Arguments, FlatTool, FlatToolChoice, Name
-from onsight.api.strict import Strict, never, only, wrong
+from onsight.api.strict import PageSpans, Strict, never, only, wrong
 
 _NOTHING_KEPT = "nothing is kept here; send the whole conversation as input"
 _TEXT_ONLY = "answers are text and calls only"
@@ -25,10 +25,11 @@ class InputText(Strict):
 
 
 class InputImage(Strict):
-    """A picture, and how closely to look at it; `min_pixels` and `max_pixels` bound the area that the model sees."""
+    """A picture or a PDF, and how closely to look; `min_pixels` and `max_pixels` bound the area that the model sees."""
 
     type: Literal["input_image"]
     image_url: str = Field(min_length=1, description="An http(s) URL, or data:image/png;base64,...")
+    pages: PageSpans | None = Field(None, description="Of a PDF: its pages to look at, like 1-3,7; all if unset.")
     detail: Literal["auto", "low", "high"] | None = None
     min_pixels: int | None = Field(None, ge=1)
     max_pixels: int | None = Field(None, ge=1)
@@ -41,6 +42,23 @@ class InputImage(Strict):
         return self
 
 
+class InputFile(Strict):
+    """A PDF (or a picture), whose pages become pictures in order."""
+
+    type: Literal["input_file"]
+    file_data: str | None = Field(None, min_length=1, description="data:application/pdf;base64,..., or bare base64.")
+    file_url: str | None = Field(None, min_length=1, description="An http(s) URL, instead of `file_data`.")
+    pages: PageSpans | None = Field(None, description="The pages to look at, like 1-3,7; all of them if unset.")
+    filename: str | None = Field(None, description="Changes nothing: what a file is, its bytes say.")
+    file_id: Annotated[None, *never("no files are kept here; send file_data")] = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> InputFile:
+        if (self.file_data is None) == (self.file_url is None):
+            raise wrong("file_data", "send either it or file_url")
+        return self
+
+
 class OutputText(Strict):
     """What the model said before, sent back as it came."""
 
@@ -50,7 +68,8 @@ class OutputText(Strict):
     logprobs: Annotated[list[None] | None, only("they belong to answers", [])] = None
 
 
-_CONTENT = ("input_text", "input_image", "output_text")
+_CONTENT = ("input_text", "input_image", "input_file", "output_text")
+_SHOWN = (InputImage, InputFile)
 _ITEMS = ("message", "function_call", "function_call_output")
 
 
@@ -72,7 +91,7 @@ def _label(value: object) -> str:
     match value:
         case {"type": str(kind)}:
             return PART + kind
-        case InputText() | InputImage() | OutputText() | MessageItem() | CallItem() | ResultItem():
+        case InputText() | InputImage() | InputFile() | OutputText() | MessageItem() | CallItem() | ResultItem():
             return PART + value.type
         case _:
             return PART
@@ -81,6 +100,7 @@ def _label(value: object) -> str:
 Content = Annotated[
     Annotated[InputText, Tag(f"{PART}input_text")]
     | Annotated[InputImage, Tag(f"{PART}input_image")]
+    | Annotated[InputFile, Tag(f"{PART}input_file")]
     | Annotated[OutputText, Tag(f"{PART}output_text")],
     Discriminator(_label),
     BeforeValidator(lambda value: _check_kind(value, _CONTENT)),
@@ -119,14 +139,14 @@ class MessageItem(Strict):
 
     @model_validator(mode="after")
     def _fits_its_role(self) -> MessageItem:
-        if self.role == "user" and not any(isinstance(part, InputImage) or part.text for part in self.content):
+        if self.role == "user" and not any(isinstance(part, _SHOWN) or part.text for part in self.content):
             raise wrong("content", "it is empty; send a text or a picture")
         for index, part in enumerate(self.content):
             said = isinstance(part, OutputText)
             if said != (self.role == "assistant"):
                 kind = "output_text" if self.role == "assistant" else "input_text"
                 raise wrong(f"content.{index}.type", f"a message from {self.role} holds {kind}")
-            if isinstance(part, InputImage) and self.role != "user":
+            if isinstance(part, _SHOWN) and self.role != "user":
                 raise wrong(f"content.{index}", f"a message from {self.role} holds no picture; put it into a user's")
         return self
 
@@ -139,6 +159,7 @@ class CallItem(Strict):
     name: Name
     arguments: Arguments
     # An answer of ours that an SDK sends back carries these as null.
+    async_: Annotated[None, *never("answers wait for no function")] = None
     caller: Annotated[None, *never("functions are called by the model alone")] = None
     namespace: Annotated[None, *never("functions have a name only")] = None
     id: ItemId = None
@@ -202,7 +223,7 @@ class SchemaFormat(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     schema_: dict[str, object] = Field(alias="schema")
     strict: bool | None = None
-    description: Annotated[None, *never("say it in a message")] = None
+    description: str | None = Field(None, description="Changes nothing: the model is held to the form, not told of it.")
 
 
 def _format_label(value: object) -> str:

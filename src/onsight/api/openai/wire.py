@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from onsight.api.json_body import PART
 from onsight.api.openai.tools import ChatToolChoice, FunctionTool, MessageToolCall
+from onsight.api.strict import PageSpans
 from onsight.api.strict import Strict as _Strict
 from onsight.api.strict import never as _never
 from onsight.api.strict import only as _only
@@ -20,12 +21,13 @@ _TEXT_ONLY = "answers are text only"
 
 
 class ImageUrl(_Strict):
-    """A picture, and how closely to look at it; `min_pixels` and `max_pixels` bound the area that the model sees."""
+    """A picture or a PDF, and how closely to look; `min_pixels` and `max_pixels` bound the area that the model sees."""
 
-    url: str = Field(min_length=1, description="An http(s) URL, or data:image/png;base64,...")
+    url: str = Field(min_length=1, description="An http(s) URL, data:image/png;base64,... or data:application/pdf;...")
     detail: Literal["auto", "low", "high"] | None = None
     min_pixels: int | None = Field(None, ge=1)
     max_pixels: int | None = Field(None, ge=1)
+    pages: PageSpans | None = Field(None, description="Of a PDF: its pages to look at, like 1-3,7; all if unset.")
 
     @model_validator(mode="after")
     def _ordered(self) -> ImageUrl:
@@ -46,6 +48,15 @@ class InlineImage(_Strict):
     """A picture's file as base64."""
 
     b64: str = Field(min_length=1)
+
+
+class FileObject(_Strict):
+    """A PDF (or a picture), whose pages become pictures in order."""
+
+    file_data: str = Field(min_length=1, description="data:application/pdf;base64,..., bare base64, or an http(s) URL.")
+    pages: PageSpans | None = Field(None, description="The pages to look at, like 1-3,7; all of them if unset.")
+    filename: str | None = Field(None, description="Changes nothing: what a file is, its bytes say.")
+    file_id: Annotated[None, *_never("files are not stored; send `file_data`")] = None
 
 
 class TextPart(_Strict):
@@ -78,8 +89,14 @@ class InlineImagePart(_Strict):
     image: InlineImage
 
 
-_PARTS = ("text", "image_url", "image", "video_url")
-_PARTS_ELSEWHERE = ("video", "input_audio", "audio", "file", "refusal", "input_image", "input_text")
+class FilePart(_Strict):
+    type: Literal["file"]
+    file: FileObject
+
+
+_PARTS = ("text", "image_url", "image", "file", "video_url")
+_PARTS_ELSEWHERE = ("video", "input_audio", "audio", "refusal", "input_image", "input_text")
+_PARTS_HERE = "text, image_url, file, image or video_url"
 
 
 def _check_kind(value: object) -> object:
@@ -90,10 +107,8 @@ def _check_kind(value: object) -> object:
     if kind in _PARTS:
         return value
     if kind in _PARTS_ELSEWHERE:
-        raise PydanticCustomError(
-            "unsupported", "{why}", {"why": "send text, image_url, image or video_url parts", "field": kind}
-        )
-    raise _wrong("type", "it should be text, image_url, image or video_url")
+        raise PydanticCustomError("unsupported", "{why}", {"why": f"send {_PARTS_HERE} parts", "field": kind})
+    raise _wrong("type", f"it should be {_PARTS_HERE}")
 
 
 def _kind_of(value: object) -> str:
@@ -101,7 +116,7 @@ def _kind_of(value: object) -> str:
     match value:
         case {"type": str(kind)}:
             return PART + kind
-        case TextPart() | ImageUrlPart() | InlineImagePart() | VideoUrlPart():
+        case TextPart() | ImageUrlPart() | InlineImagePart() | FilePart() | VideoUrlPart():
             return PART + value.type
         case _:
             return PART
@@ -111,6 +126,7 @@ Part = Annotated[
     Annotated[TextPart, Tag(f"{PART}text")]
     | Annotated[ImageUrlPart, Tag(f"{PART}image_url")]
     | Annotated[InlineImagePart, Tag(f"{PART}image")]
+    | Annotated[FilePart, Tag(f"{PART}file")]
     | Annotated[VideoUrlPart, Tag(f"{PART}video_url")],
     Discriminator(_kind_of),
     BeforeValidator(_check_kind),
@@ -146,7 +162,7 @@ class ChatMessage(_Strict):
         BeforeValidator(_check_content),
         BeforeValidator(_as_parts, json_schema_input_type=str | list[Part]),
     ]
-    name: Annotated[None, *_never("models here know no names of speakers")] = None
+    name: str | None = Field(None, description="Changes nothing: models here know no names of speakers.")
     # An answer of ours, sent back as part of the history, carries these as null.
     refusal: Annotated[None, *_never(_TEXT_ONLY)] = None
     annotations: Annotated[None, *_never(_TEXT_ONLY)] = None
@@ -199,7 +215,7 @@ class JsonSchema(_Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     schema_: dict[str, object] = Field(alias="schema")
     strict: bool | None = None
-    description: Annotated[None, *_never("say it in a message")] = None
+    description: str | None = Field(None, description="Changes nothing: the model is held to the form, not told of it.")
 
 
 class TextFormat(_Strict):

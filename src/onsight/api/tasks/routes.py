@@ -17,15 +17,20 @@ from onsight.api.json_body import explain, read_json
 from onsight.api.multipart import is_multipart, read_multipart
 from onsight.api.services import Services
 from onsight.api.sse import EventStream, as_events
-from onsight.api.tasks.answers import locate_answer, text_answer, text_chunks
+from onsight.api.tasks.answers import Said, TextAnswer, locate_answer, text_answer, text_chunks
 from onsight.api.tasks.wire import CaptionRequest, DescribeRequest, LocateRequest, OcrRequest, PictureRequest
+from onsight.api.whole import answered
 from onsight.core.errors import InvalidRequest, RequestError
 from onsight.core.messages import ImageRef
+from onsight.media.data_url import as_url
 from onsight.tasks import caption, describe, locate, ocr
 from onsight.tasks.asking import PictureCall
-from onsight.tasks.chat import Answer, ChatCall, collect
+from onsight.tasks.chat import Answer, ChatCall, collect_pages
 
 Wire = TypeVar("Wire", bound=PictureRequest)
+
+Read = Callable[[int | None, Answer], Said]
+"""What a task makes of each page's answer, or a picture's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +51,33 @@ class TaskRoutes:
         """Say what a picture shows."""
         given = await self._read(request, CaptionRequest)
         call = caption.prompt(given.call, given.wire.length)
-        return await self._say(request, call, caption.read, stream=given.wire.stream)
+        return await self._say(request, call, _plain(caption.read), stream=given.wire.stream)
 
     async def ocr(self, request: Request) -> Response:
         """Write out the text in a picture."""
         given = await self._read(request, OcrRequest)
-        return await self._say(request, ocr.prompt(given.call), ocr.read, stream=given.wire.stream)
+        call = ocr.prompt(given.call, lines=given.wire.lines)
+
+        def read(page: int | None, answer: Answer) -> Said:
+            if not given.wire.lines:
+                return Said(page, answer, ocr.read(answer))
+            lines = ocr.read_lines(answer, given.call.model.card)
+            return Said(page, answer, "\n".join(line.text for line in lines), lines)
+
+        return await self._say(request, call, read, stream=given.wire.stream)
 
     async def describe(self, request: Request) -> Response:
         """Say what is inside a box of a picture."""
         given = await self._read(request, DescribeRequest)
         call = describe.prompt(given.call, given.wire.region)
-        return await self._say(request, call, describe.read, stream=given.wire.stream)
+        return await self._say(request, call, _plain(describe.read), stream=given.wire.stream)
 
     async def locate(self, request: Request) -> Response:
         """Say where a target is, in pixels of the upright original."""
         given = await self._read(request, LocateRequest)
         model, wanted = given.call.model, given.wire.wanted
-        answer = await self._answer(request, locate.prompt(given.call, wanted))
+        with _own_fields():
+            answer = await answered(self._services, request, locate.prompt(given.call, wanted))
         located = locate.read(answer, model.card, wanted)
         return _json(locate_answer(model.name, model.card.convention, located, answer))
 
@@ -75,28 +89,28 @@ class TaskRoutes:
             wire, source, param = await _read_form(request, kind)
         else:
             wire = await read_json(request, kind)
-            source, param = _source(wire.image), "image"
-        image = ImageRef(source, wire.options, param)
+            source, param = as_url(wire.image), "image"
+        image = ImageRef(source, wire.options, param, wire.wanted_pages)
         model = self._services.roster.find(wire.model)
         return _Given(wire, PictureCall(image, model, wire.max_tokens, request_id(request.scope)))
 
-    async def _answer(self, request: Request, call: ChatCall) -> Answer:
-        taken_up(request.scope)
-        with _own_fields():
-            (answer,) = await while_connected(request.receive, collect(self._services.chat.stream(call)))
-        return answer
-
-    async def _say(self, request: Request, call: ChatCall, read: Callable[[Answer], str], *, stream: bool) -> Response:
+    async def _say(self, request: Request, call: ChatCall, read: Read, *, stream: bool) -> Response:
         model = self._services.roster.find(call.model).name
-        if not stream:
-            answer = await self._answer(request, call)
-            return _json(text_answer(model, read(answer), answer))
         taken_up(request.scope)
-        events = as_events(text_chunks(self._services.chat.stream(call), model))
-        # Refusals come with the first event; only after it are headers sent.
+        choices = self._services.chat.stream(call)
         with _own_fields():
+            if not stream:
+                pages = await while_connected(request.receive, collect_pages(choices))
+                return _json(text_answer(model, [read(page, answer) for page, answer in pages]))
+            events = as_events(text_chunks(choices, model))
+            # Refusals come with the first event; only after it are headers sent.
             first = await while_connected(request.receive, anext(events))
         return EventStream(first, events)
+
+
+def _plain(read: Callable[[Answer], str]) -> Read:
+    """What a task that answers with a text alone makes of each answer."""
+    return lambda page, answer: Said(page, answer, read(answer))
 
 
 async def _read_form(request: Request, kind: type[Wire]) -> tuple[Wire, str | bytes, str]:
@@ -110,12 +124,7 @@ async def _read_form(request: Request, kind: type[Wire]) -> tuple[Wire, str | by
         wire = kind.model_validate_strings({"image": "file", **form.texts})
     except ValidationError as error:
         raise explain(error) from None
-    return (wire, _source(wire.image), "image") if form.file is None else (wire, form.file, "file")
-
-
-def _source(image: str) -> str:
-    """A URL as it is; bare base64, in which no colon can be, as a data: URL, since decoding is the media door's."""
-    return image if ":" in image[:32] else f"data:;base64,{image}"
+    return (wire, as_url(wire.image), "image") if form.file is None else (wire, form.file, "file")
 
 
 @contextmanager
@@ -131,4 +140,5 @@ def _own_fields() -> Iterator[None]:
 
 
 def _json(body: BaseModel) -> Response:
-    return Response(body.model_dump_json(), media_type="application/json")
+    # What an answer to texts does not have is left out; places say null, so that each has the same fields.
+    return Response(body.model_dump_json(exclude_none=isinstance(body, TextAnswer)), media_type="application/json")

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from onsight.api.strict import Strict, never, wrong
+from onsight.api.strict import PageSpans, Strict, never, wrong
 from onsight.core.geometry import Box
 from onsight.core.messages import ImageOptions
+from onsight.core.pages import Pages
 from onsight.tasks.caption import Length
 from onsight.tasks.locate import Shape, Wanted
 
@@ -35,21 +36,47 @@ class PictureRequest(Strict):
         return self
 
     @property
+    def wanted_pages(self) -> Pages | None:
+        """Which pages of a PDF; None where only a picture will do."""
+        return None
+
+    @property
     def options(self) -> ImageOptions:
         return ImageOptions(self.detail or "auto", self.min_pixels, self.max_pixels)
 
 
-class CaptionRequest(PictureRequest):
+class PagesRequest(PictureRequest):
+    """A picture or a PDF, and how to look at it."""
+
+    image: str = Field(
+        min_length=1,
+        description="A picture or a PDF: an http(s) URL, data:image/png;base64,... or data:application/pdf;base64,...,"
+        " or bare base64; in a form, `file` instead.",
+    )
+    pages: PageSpans | None = Field(None, description="Pages of a PDF, like 1-3,7; all of them if unset.")
+    stream: bool = False
+
+    @property
+    def wanted_pages(self) -> Pages:
+        return Pages(self.pages or (), "pages")
+
+
+class CaptionRequest(PagesRequest):
     """The body of `POST /v1/caption`."""
 
     length: Length = "normal"
-    stream: bool = False
 
 
-class OcrRequest(PictureRequest):
+class OcrRequest(PagesRequest):
     """The body of `POST /v1/ocr`."""
 
-    stream: bool = False
+    lines: bool = Field(False, description="List the lines of text too, each with its box where the model gives boxes.")
+
+    @model_validator(mode="after")
+    def _lines_are_whole(self) -> OcrRequest:
+        if self.lines and self.stream:
+            raise wrong("stream", "it is true, but lines are answered whole; leave one of them out")
+        return self
 
 
 def _check_target(value: object) -> object:

@@ -1,0 +1,1 @@
+"""What runs in the clients' own environments, where nothing of Onsight is installed."""

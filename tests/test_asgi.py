@@ -1,0 +1,78 @@
+"""`uvicorn onsight.asgi:app`: the server under a plain uvicorn."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from onsight.config import Settings
+from onsight.serve import assemble
+
+
+def command(**environment: str) -> subprocess.Popen[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("ONSIGHT_")}
+    return subprocess.Popen(
+        [sys.executable, "-m", "uvicorn", "onsight.asgi:app", "--port", "0"],
+        env={**clean, **environment},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+@contextmanager
+def served(lines: list[str], **environment: str) -> Iterator[str]:
+    """The address of a running server; `lines` gets what it logs before it is ready, and at the end."""
+    with command(**environment) as process:
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                lines.append(line)
+                if match := re.search(r"running on (http://\S+)", line):
+                    yield match[1]
+                    break
+        finally:
+            process.terminate()
+            lines.extend(process.stderr)
+            process.wait(30)
+
+
+def test_it_is_ready_when_uvicorn_says_so_and_answers() -> None:
+    lines: list[str] = []
+    with served(lines, ONSIGHT_ENGINE="fake", APP_PORT="7860") as url:
+        assert httpx.get(url + "/ready").status_code == 200
+        body = {"messages": [{"role": "user", "content": "hello"}]}
+        answer = httpx.post(url + "/v1/chat/completions", json=body).json()
+        assert "fake engine: hello" in answer["choices"][0]["message"]["content"]
+    log = "".join(lines)
+    assert "port '7860' is taken from APP_PORT" in log
+    assert "the option port has no effect here" in log
+    assert "task=chat" in log
+    assert "Application shutdown complete" in log
+
+
+@pytest.mark.parametrize(("options", "status"), [({}, 401), ({"no_auth": True}, 200), ({"api_key": "k"}, 200)])
+async def test_another_program_may_listen_anywhere_but_without_a_key_only_loopback_answers(
+    options: dict[str, object], status: int
+) -> None:
+    site = assemble(Settings(engine="fake", **options))
+    transport = httpx.ASGITransport(site.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://10.0.0.7:8000") as client:
+        response = await client.get("/v1/models", headers={"authorization": "Bearer k", "host": "localhost"})
+    await site.close()
+    assert response.status_code == status
+
+
+def test_a_model_that_is_not_there_is_one_sentence_and_code_2() -> None:
+    process = command(ONSIGHT_MODEL="no-such-model")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert said.count("\n") == 1
+    assert "no-such-model" in said
