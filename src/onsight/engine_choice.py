@@ -160,8 +160,8 @@ def _torch(settings: Settings, progress: Progress | None) -> Chosen:
 def _llama(settings: Settings) -> Chosen:
     if settings.device not in ("auto", "cpu"):
         raise StartError(
-            f"device is {settings.device!r}, but the llama.cpp of the extra `llama` runs on the CPU: leave it out, and for"
-            " a GPU pass --llama-server PATH of your own build"
+            f"device is {settings.device!r}, but the llama.cpp of the extra `llama` runs on the CPU: leave it out, and"
+            " for a GPU pass --llama-server PATH of your own build"
         )
     files = locate_gguf(settings.model, settings.mmproj, settings.revision)
     for path, digest in zip(files, (settings.model_sha256, settings.mmproj_sha256), strict=True):
