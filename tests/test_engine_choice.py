@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 
 from onsight.config import Settings
 from onsight.core.errors import StartError
-from onsight.engine_choice import build_engine, choose_kind
+from onsight.engine_choice import build_roster, choose_kind
 from tests.servers import get, served, wait_until
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +59,7 @@ def test_files_family_and_device_choose_the_engine() -> None:
 )
 def test_what_does_not_fit_together_is_refused(fields: dict[str, object], said: str) -> None:
     with pytest.raises(StartError, match=said):
-        build_engine(Settings.model_validate(fields), None)
+        build_roster(Settings.model_validate(fields), None)
 
 
 def picture() -> str:

@@ -19,6 +19,7 @@ from onsight.core.errors import StartError
 from onsight.models.hub import use_cache
 
 PREFIX = "ONSIGHT_"
+MEGABYTE = 1 << 20
 
 _SECRETS = ("api_key", "upstream_key")
 _SHA256 = r"^[0-9A-Fa-f]{64}$"
@@ -62,14 +63,24 @@ class Settings(BaseModel):
     served_model_name: Names = Field(
         (), description="Names that clients use for the model; the first one is in answers."
     )
+    embed_model: str | None = Field(
+        None, min_length=1, description="Model beside it that makes vectors of pages and queries."
+    )
+    embed_revision: str | None = Field(None, min_length=1, description="As --revision, for the model beside it.")
+    served_embed_name: Names = Field((), description="As --served-model-name, for the model beside it.")
     engine: Literal["auto", "torch", "llama", "vllm", "upstream", "fake"] = Field(
         "auto", description="Who runs the model: 'auto' picks by its files; 'fake' is no model, for tests."
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the model runs.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Number type of the weights.")
+    quantize: Literal["auto", "none", "int4", "int8"] = Field(
+        "auto",
+        description="Bits of the language model's weights on a CPU; 'auto' is int4 where they would not fit well.",
+    )
     max_model_len: int | None = Field(None, ge=16, description="Most tokens of prompt and answer together.")
     max_num_seqs: int = Field(8, ge=1, le=1024, description="Most requests that are answered at the same time.")
     max_queue: int = Field(64, ge=1, description="Most requests that run and wait; one more is answered 429.")
+    max_inputs: int = Field(1024, ge=1, description="Most queries and pages in one request for vectors or scores.")
     kv_cache_tokens: int | None = Field(
         None, ge=16, description="Tokens in the key-value cache; from free memory if unset."
     )
@@ -178,6 +189,8 @@ class Settings(BaseModel):
                 f"host {self.host} can be reached by others and no key is set: set ONSIGHT_API_KEY or"
                 " ONSIGHT_KEYS_FILE, or pass --no-auth"
             )
+        if self.embed_model is None and (self.embed_revision is not None or self.served_embed_name):
+            raise ValueError("embed_revision and served_embed_name speak of embed_model, which is not set: name it")
         if self.media_remote == "allow-list" and not self.media_allowed_hosts:
             raise ValueError("media_remote is 'allow-list' but media_allowed_hosts is empty: name the hosts")
         return self

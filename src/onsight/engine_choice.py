@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from onsight.config import Settings, let_waiting_threads_sleep
+from onsight.config import Settings
 from onsight.core.engine import ChatEngine, Progress
 from onsight.core.errors import StartError
 from onsight.engines.fake_engine import FakeEngine
@@ -23,13 +24,14 @@ from onsight.engines.upstream_engine import (
 )
 from onsight.models.card import ModelCard, card_of_name, find_card
 from onsight.models.gguf import GgufModel, card_of_gguf, check_digest, locate_gguf, names_gguf, read_gguf, without_sizes
-from onsight.models.hub import find_local, locate_model
+from onsight.models.hub import find_local
+from onsight.tasks.roster import Loaded, Roster
+from onsight.torch_models import roster_beside, torch_roster
 
 log = logging.getLogger("onsight")
 
-MEGABYTE = 1 << 20
-
-Kind = Literal["torch", "llama", "vllm", "upstream", "fake"]
+Other = Literal["llama", "vllm", "upstream", "fake"]
+Kind = Literal["torch"] | Other
 
 FAKE_CARD = ModelCard(
     name="fake",
@@ -40,7 +42,7 @@ FAKE_CARD = ModelCard(
     capabilities=("chat", "tools"),
 )
 
-_READ_BY: Mapping[str, tuple[Kind, ...]] = {
+_READ_BY: Mapping[str, tuple[Kind | Literal["embed"], ...]] = {
     "mmproj": ("llama",),
     "model_sha256": ("llama",),
     "mmproj_sha256": ("llama",),
@@ -50,14 +52,16 @@ _READ_BY: Mapping[str, tuple[Kind, ...]] = {
     "vllm_args": ("vllm",),
     "upstream": ("upstream",),
     "upstream_key": ("upstream", "llama"),
-    "device": ("torch", "llama", "vllm"),
-    "dtype": ("torch",),
+    "device": ("torch", "llama", "vllm", "embed"),
+    "dtype": ("torch", "embed"),
+    "quantize": ("torch",),
     "kv_cache_tokens": ("torch",),
-    "threads": ("torch", "llama"),
+    "threads": ("torch", "llama", "embed"),
     "image_cache_mb": ("torch", "llama"),
     "revision": ("torch", "llama", "vllm"),
 }
-"""Options that not every engine heeds, and those that do; given to another one they stop the start."""
+"""Options that not every engine heeds, and those that do ("embed": the model that makes vectors beside one that chats).
+Given to another one they stop the start."""
 
 
 _CHILD_ONLY = ("threads", "image_cache_mb", "image_min_tokens", "image_max_tokens")
@@ -73,15 +77,19 @@ class Chosen:
     name: str
 
 
-def build_engine(settings: Settings, progress: Progress | None) -> Chosen:
-    """Choose the engine, and say in one line of the log which and why. Raises StartError."""
+def build_roster(settings: Settings, progress: Progress | None) -> Roster:
+    """The models that are served, none of them loaded yet; one line of the log says which engine and why.
+
+    Raises StartError.
+    """
     kind, reason = choose_kind(settings)
     if kind != "fake":
-        unheeded = [option for option, readers in _READ_BY.items() if kind not in readers]
+        readers = {kind, "embed"} if settings.embed_model is not None else {kind}
+        unheeded = [option for option, heeding in _READ_BY.items() if readers.isdisjoint(heeding)]
         _refuse(settings, unheeded, f"the engine {kind} ({reason})")
-    chosen = _build(kind, settings, progress)
+    roster = torch_roster(settings, progress) if kind == "torch" else _other_roster(kind, settings, progress)
     log.info("engine %s: %s", kind, reason)
-    return chosen
+    return roster
 
 
 def _refuse(settings: Settings, options: Iterable[str], who: str) -> None:
@@ -92,7 +100,15 @@ def _refuse(settings: Settings, options: Iterable[str], who: str) -> None:
             raise StartError(f"option {option} is set, but {who} does not heed it: leave it out")
 
 
-def _build(kind: Kind, settings: Settings, progress: Progress | None) -> Chosen:
+def _other_roster(kind: Other, settings: Settings, progress: Progress | None) -> Roster:
+    if kind == "fake" and settings.embed_model is not None:
+        raise StartError(f"the fake engine makes no vectors, but embed_model is {settings.embed_model!r}: drop one")
+    chosen = _choose(kind, settings)
+    names = settings.served_model_name or (chosen.name,)
+    return roster_beside(settings, Loaded(names, chosen.card, chosen.engine, int(time.time())), progress)
+
+
+def _choose(kind: Other, settings: Settings) -> Chosen:
     match kind:
         case "fake":
             return Chosen(FakeEngine(), FAKE_CARD, settings.model)
@@ -102,8 +118,6 @@ def _build(kind: Kind, settings: Settings, progress: Progress | None) -> Chosen:
             return _vllm(settings)
         case "upstream":
             return _upstream(settings)
-        case "torch":
-            return _torch(settings, progress)
 
 
 def choose_kind(settings: Settings) -> tuple[Kind, str]:
@@ -131,30 +145,6 @@ def choose_kind(settings: Settings) -> tuple[Kind, str]:
 def _has_gpu(settings: Settings) -> bool:
     """Without PyTorch, which takes seconds to load and is not needed where vLLM is."""
     return settings.device == "cuda" or (settings.device == "auto" and Path("/dev/nvidiactl").exists())
-
-
-def _torch(settings: Settings, progress: Progress | None) -> Chosen:
-    folder = locate_model(settings.model, settings.revision)
-    card = find_card(settings.model, folder)
-    if "chat" not in card.capabilities:
-        raise StartError(
-            f"{settings.model} is no chat model: {card.title} can {', '.join(card.capabilities)} only, which this"
-            " server does not offer yet; choose a model that chats"
-        )
-    let_waiting_threads_sleep()
-    # Imported here: PyTorch takes a second or two, which no other command should pay.
-    from onsight.engines.torch_engine import TorchEngine, TorchSettings
-
-    torch_settings = TorchSettings(
-        device=settings.device,
-        dtype=settings.dtype,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        image_cache_bytes=settings.image_cache_mb * MEGABYTE,
-        kv_cache_tokens=settings.kv_cache_tokens,
-        threads=settings.threads,
-    )
-    return Chosen(TorchEngine(folder, card, torch_settings, progress), card, settings.model)
 
 
 def _llama(settings: Settings) -> Chosen:

@@ -25,14 +25,15 @@ from onsight.api.keys import KeyBook
 from onsight.api.metrics import Metrics
 from onsight.api.request_log import log_request
 from onsight.api.slow_heads import bounded_protocol
-from onsight.config import LOOPBACK_HOSTS, Settings
-from onsight.core.engine import ChatEngine, Progress
+from onsight.config import LOOPBACK_HOSTS, MEGABYTE, Settings
+from onsight.core.engine import Engine, Progress
 from onsight.core.errors import StartError
-from onsight.engine_choice import MEGABYTE, build_engine
+from onsight.engine_choice import build_roster
 from onsight.media.door import MediaDoor, MediaLimits
 from onsight.tasks.admission import Admission
 from onsight.tasks.chat import Chat
-from onsight.tasks.roster import Loaded, Roster
+from onsight.tasks.embed import Embed
+from onsight.tasks.roster import Roster
 
 log = logging.getLogger("onsight")
 
@@ -43,32 +44,35 @@ class Site:
 
     app: FastAPI
     chat: Chat
-    engines: tuple[ChatEngine, ...]
+    roster: Roster
     admission: Admission
     door: MediaDoor
 
     async def start(self) -> None:
         """Load every engine. Raises StartError."""
-        for engine in self.engines:
+        for engine in self._engines:
             await engine.start()
 
     async def close(self) -> None:
-        for engine in self.engines:
+        for engine in self._engines:
             await engine.close()
         self.door.close()
+
+    @property
+    def _engines(self) -> list[Engine]:
+        return [loaded.engine for loaded in self.roster.models]
 
 
 def assemble(settings: Settings, progress: Progress | None = None, lifespan: Lifespan | None = None) -> Site:
     """Put the parts together; nothing is loaded and no port is opened yet. `lifespan`: of the app, where another
     program starts and closes the site. Raises StartError for a model that is not there."""
-    chosen = build_engine(settings, progress)
-    engine = chosen.engine
-    loaded = Loaded(settings.served_model_name or (chosen.name,), chosen.card, engine, int(time.time()))
-    roster = Roster([loaded])
+    roster = build_roster(settings, progress)
     door = MediaDoor(_limits(settings))
     admission = Admission(settings.max_queue)
     metrics = Metrics(roster, admission, door.decoded.cache)
-    chat = Chat(roster, door, admission, (metrics.record, log_request))
+    bookkeepers = (metrics.record, log_request)
+    chat = Chat(roster, door, admission, bookkeepers)
+    embed = Embed(roster, door, admission, bookkeepers, settings.max_inputs)
     api = ApiSettings(
         keys=KeyBook(settings.api_key, settings.keys_file),
         allowed_hosts=_hosts(settings),
@@ -81,8 +85,8 @@ def assemble(settings: Settings, progress: Progress | None = None, lifespan: Lif
         open_metrics=settings.open_metrics,
         loopback_only=not (settings.no_auth or settings.api_key or settings.keys_file),
     )
-    app = create_app(Services(roster, chat, admission, metrics), api, lifespan)
-    return Site(app, chat, (engine,), admission, door)
+    app = create_app(Services(roster, chat, embed, admission, metrics), api, lifespan)
+    return Site(app, chat, roster, admission, door)
 
 
 def _hosts(settings: Settings) -> frozenset[str]:
@@ -157,7 +161,7 @@ async def _serve(site: Site, settings: Settings) -> None:
             # What is loaded stays. Else each full garbage collection would walk all of it and stall the event loop.
             gc.collect()
             gc.freeze()
-            names = ", ".join(settings.served_model_name or (settings.model,))
+            names = ", ".join(name for loaded in site.roster.models for name in loaded.names)
             log.info("ready in %.1f s: %s on http://%s:%d", time.monotonic() - began_s, names, host, port)
         await serving
     finally:

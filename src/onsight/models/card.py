@@ -210,7 +210,7 @@ def card_of_name(model: str) -> ModelCard | None:
 
 
 def find_card(model: str, folder: Path) -> ModelCard:
-    """The card for `model` (a Hub id, a folder or "peek") whose files lie in `folder`.
+    """The card for `model` (a Hub id, a folder or a bundled name) whose files lie in `folder`.
 
     A pattern on the id wins over the architecture in config.json; an adapter without one has its base model's
     card. Raises StartError when no card fits.
