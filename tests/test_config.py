@@ -77,6 +77,7 @@ def test_a_key_is_never_shown_in_an_error() -> None:
     [
         ({"MODEL_NAME": "owner/name"}, "model", "owner/name"),
         ({"MODEL_PATH": "/models/holo"}, "model", "/models/holo"),
+        ({"CLIP_MODEL_NAME": "mmproj-f16.gguf"}, "mmproj", "mmproj-f16.gguf"),
         ({"MODEL_PATH": "/models", "MODEL_NAME": "holo"}, "model", "/models/holo"),
         ({"MODEL_PATH": "/models", "MODEL_NAME": "holo"}, "served_model_name", ("holo",)),
         (

@@ -14,8 +14,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import uvicorn
 from fastapi import FastAPI
@@ -27,33 +25,17 @@ from onsight.api.keys import KeyBook
 from onsight.api.metrics import Metrics
 from onsight.api.request_log import log_request
 from onsight.api.slow_heads import bounded_protocol
-from onsight.config import LOOPBACK_HOSTS, Settings, let_waiting_threads_sleep
+from onsight.config import LOOPBACK_HOSTS, MEGABYTE, Settings
 from onsight.core.engine import Engine, Progress
 from onsight.core.errors import StartError
-from onsight.engines.fake_engine import FakeEngine
+from onsight.engine_choice import build_roster
 from onsight.media.door import MediaDoor, MediaLimits
-from onsight.models.card import ModelCard, find_card
-from onsight.models.hub import locate_model
 from onsight.tasks.admission import Admission
 from onsight.tasks.chat import Chat
 from onsight.tasks.embed import Embed
-from onsight.tasks.roster import Loaded, LoadedEmbedder, Roster
-
-if TYPE_CHECKING:
-    from onsight.engines.torch_engine import TorchSettings
+from onsight.tasks.roster import Roster
 
 log = logging.getLogger("onsight")
-
-MEGABYTE = 1 << 20
-
-FAKE_CARD = ModelCard(
-    name="fake",
-    title="The fake engine",
-    family="fake",
-    licence="Apache-2.0",
-    description="No model at all: answers are made up by a rule, for tests.",
-    capabilities=("chat", "tools"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +66,7 @@ class Site:
 def assemble(settings: Settings, progress: Progress | None = None, lifespan: Lifespan | None = None) -> Site:
     """Put the parts together; nothing is loaded and no port is opened yet. `lifespan`: of the app, where another
     program starts and closes the site. Raises StartError for a model that is not there."""
-    roster = _roster(settings, progress)
+    roster = build_roster(settings, progress)
     door = MediaDoor(_limits(settings))
     admission = Admission(settings.max_queue)
     metrics = Metrics(roster, admission, door.decoded.cache)
@@ -105,93 +87,6 @@ def assemble(settings: Settings, progress: Progress | None = None, lifespan: Lif
     )
     app = create_app(Services(roster, chat, embed, admission, metrics), api, lifespan)
     return Site(app, chat, roster, admission, door)
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """A model whose files and card are there; not loaded yet."""
-
-    names: tuple[str, ...]
-    folder: Path
-    card: ModelCard
-
-    @staticmethod
-    def of(model: str, revision: str | None, names: tuple[str, ...]) -> _Found:
-        folder = locate_model(model, revision)
-        return _Found(names or (model,), folder, find_card(model, folder))
-
-    @property
-    def chats(self) -> bool:
-        return "chat" in self.card.capabilities
-
-
-def _roster(settings: Settings, progress: Progress | None) -> Roster:
-    """The models that are served, none of them loaded yet: one that chats, one that makes vectors, or both."""
-    now = int(time.time())
-    if settings.engine == "fake":
-        if settings.embed_model is not None:
-            raise StartError(f"the fake engine makes no vectors, but embed_model is {settings.embed_model!r}: drop one")
-        return Roster([Loaded(settings.served_model_name or (settings.model,), FAKE_CARD, FakeEngine(), now)])
-    models = [_Found.of(settings.model, settings.revision, settings.served_model_name)]
-    if settings.embed_model is not None:
-        models.append(_Found.of(settings.embed_model, settings.embed_revision, settings.served_embed_name))
-        _check_pair(*models)
-    if settings.quantize in ("int4", "int8") and not any(one.chats for one in models):
-        raise StartError(
-            f"quantize is {settings.quantize}, but {settings.model} makes vectors, which takes whole"
-            " weights: leave it out"
-        )
-    let_waiting_threads_sleep()
-    # Imported here: PyTorch takes a second or two, which no other command should pay.
-    from onsight.engines.torch_engine import TorchEmbedEngine, TorchEngine
-
-    chosen = _torch_settings(settings)
-    return Roster(
-        [
-            Loaded(one.names, one.card, TorchEngine(one.folder, one.card, chosen, progress), now)
-            for one in models
-            if one.chats
-        ],
-        [
-            LoadedEmbedder(one.names, one.card, TorchEmbedEngine(one.folder, one.card, chosen, progress), now)
-            for one in models
-            if not one.chats
-        ],
-    )
-
-
-def _check_pair(model: _Found, beside: _Found) -> None:
-    """Raise StartError unless the first chats, the second makes vectors, and no name means both."""
-    if not model.chats:
-        raise StartError(
-            f"{model.names[0]} is no chat model: {model.card.title} can {', '.join(model.card.capabilities)} only;"
-            " serve it alone, or name a chat model first"
-        )
-    if "embed" not in beside.card.capabilities:
-        raise StartError(
-            f"{beside.names[0]} makes no vectors: {beside.card.title} can {', '.join(beside.card.capabilities)} only;"
-            " name an embedding model second"
-        )
-    if both := set(model.names) & set(beside.names):
-        raise StartError(
-            f"both models are called {', '.join(sorted(both))}: name them apart (--served-model-name,"
-            " --served-embed-name)"
-        )
-
-
-def _torch_settings(settings: Settings) -> TorchSettings:
-    from onsight.engines.torch_engine import TorchSettings
-
-    return TorchSettings(
-        device=settings.device,
-        dtype=settings.dtype,
-        quantize=settings.quantize,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        image_cache_bytes=settings.image_cache_mb * MEGABYTE,
-        kv_cache_tokens=settings.kv_cache_tokens,
-        threads=settings.threads,
-    )
 
 
 def _hosts(settings: Settings) -> frozenset[str]:

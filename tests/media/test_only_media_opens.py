@@ -26,6 +26,10 @@ ALLOWED = {
     "engines/torch_engine/vocabulary.py": "the checkpoint's tokenizer",
     "engines/torch_engine/chat_template.py": "the checkpoint's chat template",
     "engines/torch_engine/families/*.py": "the checkpoint's own json files",
+    "models/gguf.py": "GGUF files, to check their digests",
+    "models/gguf_header.py": "the headers of GGUF files",
+    "engines/upstream_engine/llama.py": "what the processor can do",
+    "engines/upstream_engine/connection.py": "an engine's own server",
     "api/keys.py": "the operator's key file",
     "api/docs.py": "the page's script in the package",
 }

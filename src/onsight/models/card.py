@@ -90,6 +90,7 @@ class ModelCard:
     `pixels`: task name -> budget ("chat" is every task's default).
     `defaults`: how chat is sampled unless a request says otherwise.
     `frames`: how it looks at videos; None when it was never shown any. With it comes the capability "video".
+    `sees`: whether it is shown pictures at all; False for a GGUF file without the part that sees.
     """
 
     name: str
@@ -107,6 +108,7 @@ class ModelCard:
     pixels: Mapping[str, PixelBudget] | None = None
     defaults: Defaults = Defaults()
     frames: FrameRule | None = None
+    sees: bool = True
 
     def budget(self, task: str) -> PixelBudget:
         """The pixel budget of `task`, else that of chat, else none."""

@@ -268,6 +268,11 @@ def _check(call: ChatCall, loaded: Loaded) -> None:
                 param=f"messages.{index}.content",
             )
         for part in draft.parts:
+            if isinstance(part, ImageRef) and not loaded.card.sees:
+                raise Unsupported(
+                    f"model {loaded.name!r} reads text only; leave the pictures out, or ask a model that sees",
+                    param=part.param,
+                )
             if isinstance(part, VideoRef) and loaded.card.frames is None:
                 raise Unsupported(
                     f"model {loaded.name!r} does not see videos; send pictures of it, or ask a model that does",
