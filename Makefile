@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # TORCH=cpu takes PyTorch's small CPU build from PyTorch's own index (Linux: the default build carries CUDA).
 TORCH ?=
+# ENGINE=llama serves the bundled model as a GGUF file, which is written into the cache folder on first use.
+ENGINE ?=
+GGUF := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/onsight/gguf
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu,)
 
 .PHONY: help install serve test test-slow test-all test-clients fidelity check format bench readme openapi clean
@@ -19,8 +22,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) --constraint constraints.txt --editable '.[dev,ui]'
 	touch $@
 
-serve: install ## serve the bundled model and the page on 127.0.0.1:8000 (ONSIGHT_HOST, ONSIGHT_PORT)
+serve: install ## serve the bundled model and the page on 127.0.0.1:8000 (ONSIGHT_HOST, ONSIGHT_PORT); ENGINE=llama: on llama.cpp
+ifeq ($(ENGINE),llama)
+	test -f $(GGUF)/peek.gguf || $(BIN)/python -m training.export_gguf $(GGUF)
+	exec $(BIN)/onsight serve $(GGUF)/peek.gguf
+else
 	exec $(BIN)/onsight serve
+endif
 
 test: install ## run the default test suite
 	$(BIN)/python -m pytest

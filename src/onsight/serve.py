@@ -28,31 +28,19 @@ from onsight.api.keys import KeyBook
 from onsight.api.metrics import Metrics
 from onsight.api.request_log import log_request
 from onsight.api.slow_heads import bounded_protocol
-from onsight.config import LOOPBACK_HOSTS, Settings, let_waiting_threads_sleep, tell_gradio
-from onsight.core.engine import ChatEngine, Progress
+from onsight.config import LOOPBACK_HOSTS, MEGABYTE, Settings, tell_gradio
+from onsight.core.engine import Engine, Progress
 from onsight.core.errors import StartError
-from onsight.engines.fake_engine import FakeEngine
+from onsight.engine_choice import build_roster
 from onsight.media.door import MediaDoor, MediaLimits
-from onsight.models.card import ModelCard, find_card
-from onsight.models.hub import locate_model
 from onsight.tasks.admission import Admission
 from onsight.tasks.chat import Chat
-from onsight.tasks.roster import Loaded, Roster
+from onsight.tasks.embed import Embed
+from onsight.tasks.roster import Roster
 from onsight.ui.desk import Workplace
 from onsight.ui.page import Page
 
 log = logging.getLogger("onsight")
-
-MEGABYTE = 1 << 20
-
-FAKE_CARD = ModelCard(
-    name="fake",
-    title="The fake engine",
-    family="fake",
-    licence="Apache-2.0",
-    description="No model at all: answers are made up by a rule, for tests.",
-    capabilities=("chat", "tools"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +49,7 @@ class Site:
 
     app: FastAPI
     chat: Chat
-    engines: tuple[ChatEngine, ...]
+    roster: Roster
     admission: Admission
     door: MediaDoor
     page: Page | None = None
@@ -70,7 +58,7 @@ class Site:
         """Load every engine and, beside them, the page. Raises StartError."""
         beside = None if self.page is None else asyncio.create_task(self.page.start())
         try:
-            for engine in self.engines:
+            for engine in self._engines:
                 await engine.start()
             if beside is not None:
                 await beside
@@ -81,9 +69,13 @@ class Site:
     async def close(self) -> None:
         if self.page is not None:
             await self.page.close()
-        for engine in self.engines:
+        for engine in self._engines:
             await engine.close()
         self.door.close()
+
+    @property
+    def _engines(self) -> list[Engine]:
+        return [loaded.engine for loaded in self.roster.models]
 
 
 def assemble(
@@ -95,16 +87,16 @@ def assemble(
 ) -> Site:
     """Put the parts together; nothing is loaded and no port is opened yet. `lifespan`: of the app, where another
     program starts and closes the site. Raises StartError for a model that is not there, or a page that cannot be."""
-    engine, card = _engine(settings, progress)
-    loaded = Loaded(settings.served_model_name or (settings.model,), card, engine, int(time.time()))
-    roster = Roster([loaded])
+    roster = build_roster(settings, progress)
     door = MediaDoor(_limits(settings))
     admission = Admission(settings.max_queue)
     metrics = Metrics(roster, admission, door.decoded.cache)
-    chat = Chat(roster, door, admission, (metrics.record, log_request))
+    bookkeepers = (metrics.record, log_request)
+    chat = Chat(roster, door, admission, bookkeepers)
+    embed = Embed(roster, door, admission, bookkeepers, settings.max_inputs)
     keys = KeyBook(settings.api_key, settings.keys_file)
-    place = Workplace(roster, chat, admission, settings.engine)
-    page = _page(settings, place, door.limits, keys) if with_page else None
+    place = Workplace(roster, chat, admission)
+    page = _page(settings, place, door.limits, keys) if with_page and roster.chats else None
     api = ApiSettings(
         keys=keys,
         allowed_hosts=_hosts(settings),
@@ -118,8 +110,8 @@ def assemble(
         loopback_only=not (settings.no_auth or settings.api_key or settings.keys_file),
         page=page,
     )
-    app = create_app(Services(roster, chat, admission, metrics), api, lifespan)
-    return Site(app, chat, (engine,), admission, door, page)
+    app = create_app(Services(roster, chat, embed, admission, metrics), api, lifespan)
+    return Site(app, chat, roster, admission, door, page)
 
 
 def _page(settings: Settings, place: Workplace, limits: MediaLimits, keys: KeyBook) -> Page | None:
@@ -137,33 +129,6 @@ def _page(settings: Settings, place: Workplace, limits: MediaLimits, keys: KeyBo
         return caller is not None and caller.may("chat")
 
     return Page(place, limits, folder, accepts if keys.guards else None)
-
-
-def _engine(settings: Settings, progress: Progress | None) -> tuple[ChatEngine, ModelCard]:
-    if settings.engine == "fake":
-        return FakeEngine(), FAKE_CARD
-    folder = locate_model(settings.model, settings.revision)
-    card = find_card(settings.model, folder)
-    if "chat" not in card.capabilities:
-        raise StartError(
-            f"{settings.model} is no chat model: {card.title} can {', '.join(card.capabilities)} only, which this"
-            " server does not offer yet; choose a model that chats"
-        )
-    let_waiting_threads_sleep()
-    # Imported here: PyTorch takes a second or two, which no other command should pay.
-    from onsight.engines.torch_engine import TorchEngine, TorchSettings
-
-    torch_settings = TorchSettings(
-        device=settings.device,
-        dtype=settings.dtype,
-        quantize=settings.quantize,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        image_cache_bytes=settings.image_cache_mb * MEGABYTE,
-        kv_cache_tokens=settings.kv_cache_tokens,
-        threads=settings.threads,
-    )
-    return TorchEngine(folder, card, torch_settings, progress), card
 
 
 def _hosts(settings: Settings) -> frozenset[str]:
@@ -238,7 +203,7 @@ async def _serve(site: Site, settings: Settings) -> None:
             # What is loaded stays. Else each full garbage collection would walk all of it and stall the event loop.
             gc.collect()
             gc.freeze()
-            names = ", ".join(settings.served_model_name or (settings.model,))
+            names = ", ".join(name for loaded in site.roster.models for name in loaded.names)
             log.info("ready in %.1f s: %s on http://%s:%d", time.monotonic() - began_s, names, host, port)
         await serving
     finally:

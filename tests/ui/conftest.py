@@ -82,7 +82,7 @@ def furnished(
     roster, admission, door = Roster([Loaded(("fake",), CARD, engine, 0)]), Admission(places), MediaDoor()
     doors.append(door)
     records: list[Record] = []
-    place = Workplace(roster, Chat(roster, door, admission, (records.append,)), admission, "fake")
+    place = Workplace(roster, Chat(roster, door, admission, (records.append,)), admission)
     desk = Desk(place, load_words(language), Uploads(folder, 1 << 20))
     return Office(desk, folder, admission, engine, records)
 

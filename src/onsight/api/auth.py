@@ -19,6 +19,12 @@ NEEDED: tuple[tuple[str, Scope], ...] = (
     ("/v1/ocr", "chat"),
     ("/v1/locate", "chat"),
     ("/v1/describe", "chat"),
+    ("/v1/embeddings", "embed"),
+    ("/v1/score", "embed"),
+    ("/v1/rerank", "embed"),
+    ("/embed/", "embed"),
+    ("/patches", "embed"),
+    ("/info", "embed"),
     ("/infer", "chat"),
     ("/metrics", "admin"),
 )

@@ -10,6 +10,7 @@ from onsight.api.keys import KeyBook
 from onsight.api.metrics import Metrics
 from onsight.tasks.admission import Admission
 from onsight.tasks.chat import Chat
+from onsight.tasks.embed import Embed
 from onsight.tasks.roster import Roster
 
 
@@ -49,5 +50,6 @@ class Services:
 
     roster: Roster
     chat: Chat
+    embed: Embed
     admission: Admission
     metrics: Metrics

@@ -25,7 +25,7 @@ commands = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-commands.command()(with_settings(serve))
+commands.command()(with_settings(serve, arguments=("model", "embed_model")))
 commands.command()(
     with_settings(
         chat,
@@ -40,7 +40,7 @@ commands.command()(
             "media_remote",
             "api_key",
         ),
-        argument="",
+        arguments=(),
     )
 )
 commands.command()(with_settings(models, only=("revision", "device", "dtype", "quantize", "max_num_seqs")))
@@ -65,13 +65,13 @@ for task in (caption, ocr, locate, describe):
                 "media_pdf_dpi",
                 "api_key",
             ),
-            argument="",
+            arguments=(),
         )
     )
 commands.command()(openapi)
 keys = typer.Typer(help="Make keys, list them, take them back.", no_args_is_help=True)
 for name, command in (("add", add), ("list", list_keys), ("revoke", revoke)):
-    keys.command(name)(with_settings(command, only=("keys_file",), argument=""))
+    keys.command(name)(with_settings(command, only=("keys_file",), arguments=()))
 commands.add_typer(keys, name="keys")
 
 

@@ -26,17 +26,16 @@ _SHOW_EVERY_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """What the composition root hands to the page. `engine`: what runs the model, for the header."""
+    """What the composition root hands to the page."""
 
     roster: Roster
     chat: Chat
     admission: Admission
-    engine: str
 
     @property
     def model(self) -> Loaded:
         """The model that the page speaks to: the first one that chats."""
-        return next(loaded for loaded in self.roster.models if "chat" in loaded.card.capabilities)
+        return self.roster.chats[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ def header_of(desk: Desk) -> str:
         "page.header",
         model=model.name,
         device=status.device,
-        engine=desk.place.engine,
+        engine=model.runner,
         state=words(f"page.state_{'draining' if admission.draining else status.state}"),
         running=status.running,
         waiting=status.waiting,
