@@ -19,6 +19,8 @@ from onsight.api.metrics import Metrics
 from onsight.config import tell_gradio
 from onsight.media.door import MediaDoor
 from onsight.media.limits import MediaLimits
+from onsight.tasks.embed import Embed
+from onsight.ui.desk import Workplace
 from onsight.ui.page import Page
 from onsight.ui.words import load_words
 from tests.ui.conftest import Office, furnished
@@ -31,6 +33,12 @@ HTML = {"accept": "text/html", "accept-language": "ru-RU,ru;q=0.9"}
 Opened = tuple[httpx.AsyncClient, Path]
 
 
+def services_of(place: Workplace) -> Services:
+    roster, admission = place.roster, place.admission
+    with_vectors = Embed(roster, MediaDoor(), admission)
+    return Services(roster, place.chat, with_vectors, admission, Metrics(roster, admission, None))
+
+
 @asynccontextmanager
 async def opened(office: Office, folder: Path, key: str | None = None) -> AsyncIterator[Opened]:
     """A client of an application with a page that was started."""
@@ -39,7 +47,7 @@ async def opened(office: Office, folder: Path, key: str | None = None) -> AsyncI
     tell_gradio(folder)
     keys = KeyBook(key)
     page = Page(place, MediaLimits(), folder, None if key is None else lambda given: keys.find(given) is not None)
-    services = Services(place.roster, place.chat, place.admission, Metrics(place.roster, place.admission, None))
+    services = services_of(place)
     app = create_app(services, ApiSettings(keys=keys, page=page))
     try:
         await page.start()
@@ -156,7 +164,7 @@ async def test_a_key_that_is_taken_back_closes_the_page(office: Office, tmp_path
 
 async def test_without_a_page_there_is_nothing_at_ui(office: Office) -> None:
     place = office.desk.place
-    services = Services(place.roster, place.chat, place.admission, Metrics(place.roster, place.admission, None))
+    services = services_of(place)
     transport = httpx.ASGITransport(create_app(services, ApiSettings()))
     async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
         assert (await client.get("/ui/")).status_code == 404

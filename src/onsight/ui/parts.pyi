@@ -16,11 +16,8 @@ class Picture(gr.Image):  # type: ignore[misc]  # Gradio is untyped here
 
     def preprocess(self, payload: gr.data_classes.ImageData | None) -> str | None:
         return None if payload is None else payload.path
-    from collections.abc import Callable, Sequence
-    from typing import TYPE_CHECKING, Any, Literal
-
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
-
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
@@ -32,11 +29,8 @@ class Pictures(gr.File):  # type: ignore[misc]
 
     def preprocess(self, payload: gr.data_classes.ListFiles | None) -> list[str]:
         return [] if payload is None else [file.path for file in payload.root]
-    from collections.abc import Callable, Sequence
-    from typing import TYPE_CHECKING, Any, Literal
-
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
-
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
@@ -90,11 +84,8 @@ class Document(gr.File):  # type: ignore[misc]
 
     def preprocess(self, payload: gr.data_classes.FileData | None) -> str | None:
         return None if payload is None else payload.path
-    from collections.abc import Callable, Sequence
-    from typing import TYPE_CHECKING, Any, Literal
-
+    from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
-
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
