@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # TORCH=cpu takes PyTorch's small CPU build from PyTorch's own index (Linux: the default build carries CUDA).
 TORCH ?=
+# ENGINE=llama serves the bundled model as a GGUF file, which is written into the cache folder on first use.
+ENGINE ?=
+GGUF := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/onsight/gguf
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu,)
 
 .PHONY: help install serve test test-slow test-all test-clients test-anywhere fidelity check format bench readme openapi clean
@@ -16,14 +19,24 @@ install: $(VENV)/.installed ## build .venv with everything that serving and test
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) --constraint constraints.txt --editable '.[dev,ui]'
 	touch $@
 
-serve: install ## serve the bundled model on 127.0.0.1:8000 (ONSIGHT_HOST, ONSIGHT_PORT)
+serve: install ## serve the bundled model and the page on 127.0.0.1:8000 (ONSIGHT_HOST, ONSIGHT_PORT); ENGINE=llama: on llama.cpp
+ifeq ($(ENGINE),llama)
+	test -f $(GGUF)/peek.gguf || $(BIN)/python -m training.export_gguf $(GGUF)
+	exec $(BIN)/onsight serve $(GGUF)/peek.gguf
+else
 	exec $(BIN)/onsight serve
+endif
 
 test: install ## run the default test suite
 	$(BIN)/python -m pytest
+
+test-browser: install ## run the page's tests in Debian's Chromium, and take the pictures in docs/images/page/
+	command -v chromium >/dev/null || apt-get install -y chromium
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[browser]'
+	$(BIN)/python -m pytest -m browser tests/browser
 
 test-slow: install ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow

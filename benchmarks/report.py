@@ -128,7 +128,7 @@ def _facts() -> dict[str, str]:
         "load average at the end (1, 5, 15 min)": load,
         "system": f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
         "packages": ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES),
-        "commit": _commit(),
+        "commit": commit(),
         "command": f"`{_command()}`",
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
@@ -146,7 +146,7 @@ def _processor() -> str:
     return f"{named.get('model name', platform.machine())} ({place})"
 
 
-def _commit() -> str:
+def commit() -> str:
     """The short commit, and whether the sources differ from it."""
 
     def git(*arguments: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tests.engines.torch_engine.reference import QwenReference, Reference, SmolVLMReference
-from tests.tiny_models import write_qwen, write_smolvlm
+from tests.engines.torch_engine.reference import MllamaReference, QwenReference, Reference, SmolVLMReference
+from tests.tiny_models import write_mllama, write_qwen, write_smolvlm
 
 Settings = dict[str, Any]
-Kind = Literal["smolvlm", "qwen"]
+Kind = Literal["smolvlm", "qwen", "mllama"]
 
 _SHARD_BYTES = 2 << 30
 _POOL = 1 << 22
@@ -32,7 +32,9 @@ visible piece of text, and none ends an answer."""
 @dataclass(frozen=True, slots=True)
 class Shape:
     """`text` and `vision`: what config.json says beyond the tiny model. `context`: tokens that every slot has room for;
-    a 1920x1080 screen and an answer fit. `screens`: (width, height) px of those whose first token is timed."""
+    a 1920x1080 screen and an answer fit. `screens`: (width, height) px of those whose first token is timed. `seeing`:
+    about how many weights look at pictures. `pictures`: files that say how those are cut, and what they say beyond the
+    tiny model's."""
 
     name: str
     kind: Kind
@@ -41,6 +43,8 @@ class Shape:
     tied: bool
     context: int
     screens: tuple[tuple[int, int], ...] = ((1920, 1080),)
+    seeing: int = 100_000_000
+    pictures: dict[str, Settings] = field(default_factory=dict)
 
 
 def _smolvlm(name: str, hidden: int, inner: int, layers: int, heads: int, kv_heads: int) -> Shape:
@@ -62,7 +66,7 @@ def _qwen(name: str, text: Settings, tied: bool, context: int, screens: tuple[tu
         "out_hidden_size": text["hidden_size"], "fullatt_block_indexes": [7, 15, 23, 31],
     }  # fmt: skip
     more = {"rope_parameters": rope, "max_position_embeddings": 128000}
-    return Shape(name, "qwen", text | more, vision, tied, context, screens)
+    return Shape(name, "qwen", text | more, vision, tied, context, screens, seeing=680_000_000)
 
 
 _QWEN_3B = {
@@ -74,13 +78,50 @@ _QWEN_7B = {
     "num_attention_heads": 28, "num_key_value_heads": 4,
 }  # fmt: skip
 
+_SMOLVLM_2B = replace(
+    _smolvlm("SmolVLM2-2.2B", 2048, 8192, 24, 32, 32),
+    vision={
+        "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
+        "image_size": 384, "patch_size": 14,
+    },
+    seeing=430_000_000,
+    pictures={
+        "config.json": {"scale_factor": 3},
+        "preprocessor_config.json": {"size": {"longest_edge": 1536}, "max_image_size": {"longest_edge": 384}},
+        "processor_config.json": {"image_seq_len": 81},
+    },
+)  # fmt: skip
+_LLAMA_11B = Shape(
+    "Llama-3.2-Vision-11B",
+    "mllama",
+    {
+        "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 40,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131072,
+        "cross_attention_layers": [3, 8, 13, 18, 23, 28, 33, 38],
+        "rope_parameters": {
+            "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+        },
+    },
+    {
+        "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_global_layers": 8,
+        "attention_heads": 16, "vision_output_dim": 7680, "intermediate_layers_indices": [3, 7, 15, 23, 30],
+    },
+    tied=False,
+    context=1024,
+    seeing=900_000_000,
+)  # fmt: skip
+
 SHAPES: dict[str, Shape] = {
     shape.name: shape
     for shape in (
         Shape("tiny-smolvlm", "smolvlm", {"vocab_size": 1000}, {}, tied=False, context=512, screens=((192, 108),)),
         Shape("tiny-qwen", "qwen", {"vocab_size": 1000}, {}, tied=True, context=512, screens=((192, 108),)),
+        Shape("tiny-mllama", "mllama", {"vocab_size": 1000}, {}, tied=False, context=512, screens=((192, 108),)),
         _smolvlm("SmolVLM2-256M", 576, 1536, 30, 9, 3),
         _smolvlm("SmolVLM2-500M", 960, 2560, 32, 15, 5),
+        _SMOLVLM_2B,
+        _LLAMA_11B,
         _qwen("Qwen2.5-VL-3B", _QWEN_3B, True, 4096, ((1920, 1080),)),
         _qwen("Qwen2.5-VL-7B", _QWEN_7B, False, 12288, ((1920, 1080), (3840, 2160))),
     )
@@ -90,8 +131,8 @@ SHAPES: dict[str, Shape] = {
 
 def write_shape(shape: Shape, folder: Path) -> Path:
     """Write a checkpoint of `shape` into the new folder `folder`, weights in bfloat16 files of at most 2 GiB."""
-    writer: Callable[..., Path] = write_smolvlm if shape.kind == "smolvlm" else write_qwen
-    writer(folder, true_pictures=not shape.name.startswith("tiny"))
+    writers: dict[Kind, Callable[..., Path]] = {"smolvlm": write_smolvlm, "qwen": write_qwen, "mllama": write_mllama}
+    writers[shape.kind](folder, true_pictures=not shape.name.startswith("tiny"))
     (folder / "model.safetensors").unlink()
     own_tokens = _fill_vocabulary(folder / "tokenizer.json", int(shape.text["vocab_size"]))
     table = json.loads((folder / "config.json").read_text())
@@ -102,6 +143,8 @@ def write_shape(shape: Shape, folder: Path) -> Path:
     table |= {"tie_word_embeddings": shape.tied, "dtype": "bfloat16"}
     table["text_config"]["tie_word_embeddings"] = shape.tied
     (folder / "config.json").write_text(json.dumps(table))
+    for file, changes in shape.pictures.items():
+        (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | changes))
     _save(_tensors(outline(shape, folder), own_tokens, shape.tied), folder)
     return folder
 
@@ -115,6 +158,11 @@ def outline(shape: Shape, folder: Path) -> nn.Module:
             from transformers.models.smolvlm.modeling_smolvlm import SmolVLMForConditionalGeneration
 
             return SmolVLMForConditionalGeneration(SmolVLMConfig.from_dict(table))
+        if shape.kind == "mllama":
+            from transformers.models.mllama.configuration_mllama import MllamaConfig
+            from transformers.models.mllama.modeling_mllama import MllamaForConditionalGeneration
+
+            return MllamaForConditionalGeneration(MllamaConfig.from_dict(table))
         from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLConfig
         from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
@@ -123,7 +171,18 @@ def outline(shape: Shape, folder: Path) -> nn.Module:
 
 def reference(shape: Shape, folder: Path) -> Reference:
     """transformers' own model and processing, as the tests compare ours with."""
-    return SmolVLMReference(folder) if shape.kind == "smolvlm" else QwenReference(folder)
+    references: dict[Kind, Callable[[Path], Reference]] = {
+        "smolvlm": SmolVLMReference, "qwen": QwenReference, "mllama": MllamaReference,
+    }  # fmt: skip
+    return references[shape.kind](folder)
+
+
+def shortened(shape: Shape, layers: int) -> Shape:
+    """`shape` with the first `layers` of its decoder alone."""
+    text = shape.text | {"num_hidden_layers": layers}
+    if "cross_attention_layers" in text:
+        text["cross_attention_layers"] = [layer for layer in text["cross_attention_layers"] if layer < layers]
+    return replace(shape, text=text)
 
 
 def weights(shape: Shape) -> int:
@@ -135,8 +194,7 @@ def weights(shape: Shape) -> int:
     attention = hidden * head * 2 * (int(text["num_attention_heads"]) + int(text["num_key_value_heads"]))
     layer = attention + 3 * hidden * int(text["intermediate_size"])
     tables = (1 if shape.tied else 2) * hidden * int(text["vocab_size"])
-    seen = 100_000_000 if shape.kind == "smolvlm" else 680_000_000
-    return int(text["num_hidden_layers"]) * layer + tables + seen
+    return int(text["num_hidden_layers"]) * layer + tables + shape.seeing
 
 
 def decode_bytes(model: nn.Module, tied: bool, item: int) -> int:

@@ -1,4 +1,7 @@
-"""Draw the README's pictures: a screen, and on it the point that the README prints. `python docs/pictures.py`"""
+"""Draw the README's pictures (a screen, and on it the point that the README prints) and the page's examples.
+
+`python docs/pictures.py`
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from training.draw import EVALUATION_STYLE, draw_screen
 
 README = Path(__file__).parents[1] / "README.md"
 IMAGES = Path(__file__).parent / "images"
+EXAMPLES = Path(__file__).parents[1] / "src" / "onsight" / "ui" / "static" / "examples"
+EXAMPLE_SEEDS = (7_200_001, 7_200_002, 7_200_006)
 SEED = 7_200_006
 QUESTION = "Where is Draft?"
 INK = (255, 0, 160)
@@ -27,7 +32,14 @@ def answered() -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def draw_examples() -> None:
+    EXAMPLES.mkdir(parents=True, exist_ok=True)
+    for number, seed in enumerate(EXAMPLE_SEEDS, 1):
+        draw_screen(seed, EVALUATION_STYLE).image.save(EXAMPLES / f"screen_{number}.png", optimize=True)
+
+
 def main() -> None:
+    draw_examples()
     IMAGES.mkdir(exist_ok=True)
     image = draw_screen(SEED, EVALUATION_STYLE).image
     image.save(IMAGES / "screen.png")

@@ -39,13 +39,13 @@ class Served:
 def served(*flags: str, **environment: str) -> Iterator[Served]:
     """Start `onsight serve --port 0 FLAGS`, wait until it is ready, and stop it by its own process id at the end.
 
-    With a port in the environment, there is no --port.
+    With a port in the environment, there is no --port. It has no page unless ONSIGHT_UI says so.
     """
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ONSIGHT_")}
     port = () if {"PORT", "APP_PORT"} & environment.keys() else ("--port", "0")
     process = subprocess.Popen(
         [sys.executable, "-m", "onsight", "serve", *port, *flags],
-        env={**clean, **environment},
+        env={**clean, "ONSIGHT_UI": "off", **environment},
         stderr=subprocess.PIPE,
         text=True,
     )

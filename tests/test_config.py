@@ -34,6 +34,13 @@ def test_a_server_that_others_can_reach_needs_a_key_or_a_clear_word() -> None:
     assert load_settings({"host": "0.0.0.0"}, environment={"ONSIGHT_API_KEY": "k"}).api_key == "k"
 
 
+def test_options_of_a_model_that_is_not_named_are_refused() -> None:
+    assert load_settings({"embed_model": "a/b", "embed_revision": "v1"}, environment={}).embed_revision == "v1"
+    for flags in ({"embed_revision": "v1"}, {"served_embed_name": ["pages"]}):
+        with pytest.raises(StartError, match="embed_model, which is not set"):
+            load_settings(flags, environment={})
+
+
 def test_a_wrong_value_is_named_with_its_option() -> None:
     with pytest.raises(StartError, match=r"port 'many'.*ONSIGHT_PORT"):
         load_settings({}, environment={"ONSIGHT_PORT": "many"})
@@ -70,6 +77,7 @@ def test_a_key_is_never_shown_in_an_error() -> None:
     [
         ({"MODEL_NAME": "owner/name"}, "model", "owner/name"),
         ({"MODEL_PATH": "/models/holo"}, "model", "/models/holo"),
+        ({"CLIP_MODEL_NAME": "mmproj-f16.gguf"}, "mmproj", "mmproj-f16.gguf"),
         ({"MODEL_PATH": "/models", "MODEL_NAME": "holo"}, "model", "/models/holo"),
         ({"MODEL_PATH": "/models", "MODEL_NAME": "holo"}, "served_model_name", ("holo",)),
         (

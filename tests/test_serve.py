@@ -15,6 +15,7 @@ import pytest
 from onsight.config import Settings
 from onsight.serve import listen_on
 from tests.servers import get, served
+from tests.tiny_colqwen import write_colqwen
 
 
 def ask(text: str, **options: object) -> dict[str, object]:
@@ -76,17 +77,49 @@ def test_a_folder_that_holds_no_model_is_named(tmp_path: Path) -> None:
     assert str(tmp_path) in done.stderr
 
 
-def test_an_embedding_model_is_said_to_be_none_that_chats(tmp_path: Path) -> None:
-    whole, adapter = tmp_path / "whole", tmp_path / "adapter"
-    whole.mkdir()
-    adapter.mkdir()
-    (whole / "config.json").write_text(json.dumps({"architectures": ["ColQwen2_5"], "model_type": "qwen2_5_vl"}))
-    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "vidore/colqwen2.5-base"}))
-    for folder in (whole, adapter):
-        done = start("serve", str(folder))
-        assert done.returncode == 2
-        assert "no chat model: ColQwen2.5 can embed only" in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        (("EMBEDDER", "peek"), "is no chat model: ColQwen2.5 can embed only"),
+        (("peek", "peek"), "makes no vectors"),
+        (
+            ("peek", "EMBEDDER", "--served-embed-name", "a", "--served-embed-name", "peek"),
+            "both models are called peek",
+        ),
+        (("peek", "no-such-model"), "no-such-model"),
+    ],
+)
+def test_two_models_are_one_that_chats_and_one_that_makes_vectors(
+    tmp_path: Path, models: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["ColQwen2_5"], "model_type": "qwen2_5_vl"}))
+    done = start("serve", *(word.replace("EMBEDDER", str(tmp_path)) for word in models))
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_the_fake_engine_makes_no_vectors() -> None:
+    done = start("serve", "--engine", "fake", "peek", "somewhere")
+    assert done.returncode == 2
+    assert "the fake engine makes no vectors" in done.stderr
+
+
+@pytest.mark.model
+def test_a_chat_model_and_an_embedding_model_are_served_by_one_process(tmp_path: Path) -> None:
+    folder = write_colqwen(tmp_path / "colqwen")
+    with served("peek", str(folder), "--served-embed-name", "pages", "--served-embed-name", "colqwen") as server:
+        assert get(server, "/ready").json()["models"] == {"peek": "ready", "pages": "ready"}
+        assert {one["id"]: one["capabilities"] for one in get(server, "/v1/models").json()["data"]}["colqwen"] == [
+            "embed"
+        ]
+        assert get(server, "/v1/models/colqwen").json()["root"] == "pages"
+        answer = httpx.post(server.url + "/v1/chat/completions", json=ask("hello", max_tokens=3), timeout=60)
+        assert answer.json()["model"] == "peek"
+        refused = httpx.post(server.url + "/v1/chat/completions", json=ask("hello", model="pages"))
+        assert refused.status_code == 400
+        assert "makes vectors" in refused.json()["error"]["message"]
+        assert server.stop() == 0
+    assert "peek, pages, colqwen on http" in server.log()
 
 
 def test_small_pieces_are_sent_at_once() -> None:

@@ -22,6 +22,7 @@ from onsight.media.door import MediaDoor
 from onsight.models.card import ModelCard, find_card
 from onsight.tasks.admission import Admission
 from onsight.tasks.chat import Chat
+from onsight.tasks.embed import Embed
 from onsight.tasks.roster import Loaded, Roster
 from tests.locate_rate import FIRST_SEED, SCREENS, draw_screens, measure, page, png
 from tests.media.pictures import data_url, encoded
@@ -62,7 +63,7 @@ async def client_of(folder: Path, card: ModelCard) -> AsyncIterator[httpx.AsyncC
     door, admission, roster = MediaDoor(), Admission(8), Roster([Loaded(("tiny",), card, engine, 0)])
     chat = Chat(roster, door, admission)
     metrics = Metrics(roster, admission, door.decoded.cache)
-    app = create_app(Services(roster, chat, admission, metrics), ApiSettings())
+    app = create_app(Services(roster, chat, Embed(roster, door, admission), admission, metrics), ApiSettings())
     try:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x", timeout=60) as client:
             yield client

@@ -24,9 +24,11 @@ TARGETS = "(.*(model).*(down_proj|gate_proj|up_proj|k_proj|q_proj|v_proj|o_proj)
 """The released adapters' own pattern."""
 
 
-def write_colqwen(folder: Path, *, layout: str = "first", seed: int = 0, context: int = 1024) -> Path:
-    """A ColQwen2.5 of about 0.2M parameters on `write_qwen`'s model; at most 64 image tokens a page."""
-    write_qwen(folder, seed=seed, context=context)
+def write_colqwen(
+    folder: Path, *, layout: str = "first", seed: int = 0, context: int = 1024, true_pictures: bool = False
+) -> Path:
+    """A ColQwen2.5 of about 0.2M parameters on `write_qwen`'s model; at most 64 image tokens a page, or 768."""
+    write_qwen(folder, seed=seed, context=context, true_pictures=true_pictures)
     tensors = load_file(folder / "model.safetensors")
     if layout == "current":
         del tensors["lm_head.weight"]  # it has had no head since

@@ -30,6 +30,9 @@ from training.words import HELD_OUT_WORDS, KNOWN_WORDS
 FIRST_SEED = 7_000_000
 """Evaluation's seeds: training draws only above training.dense.TRAINING_SEEDS."""
 
+LONGEST = {"read": 130, "describe": 220}
+"""Most tokens of an answer, by task; 40 for the others."""
+
 ROWS: tuple[tuple[str, str], ...] = (
     ("point", "where is X: the point lies inside X's box"),
     ("colour", "what colour is X: exact"),
@@ -80,12 +83,11 @@ def answer_all(
     """Greedy answers, each question the first of its conversation; ``pictures`` (N, 3, 256, 256) uint8."""
     answers = [""] * len(questions)
     order = sorted(range(len(questions)), key=lambda i: (questions[i].task, len(questions[i].text)))
-    longest = {"read": 130, "describe": 220}
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
         prompts = [turn(questions[i].text, True) for i in chosen]
         inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
-        limit = max(longest.get(questions[i].task, 40) for i in chosen)
+        limit = max(LONGEST.get(questions[i].task, 40) for i in chosen)
         pixels = normalise(pictures[chosen]).unsqueeze(1).to(model.device)
         inputs = inputs.to(model.device)
         ids = model.generate(

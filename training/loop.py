@@ -82,7 +82,7 @@ def run_loop(
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
         state["steps"] += 1
-        state["screens"] += len(batch["pixels"])
+        state["screens"] += arguments.batch
         state["minutes"] = before + (time.monotonic() - started) / 60
         log.add(state, rate, {"loss": loss, "norm": norm, **shares})
         over = state["minutes"] >= schedule.minutes
@@ -97,6 +97,9 @@ def run_loop(
 
 Optimisers = tuple[torch.optim.Optimizer, ...]
 
+_INNER = (".layers.", ".blocks.", "modality_projection", ".merger.")
+"""What the names of matrices inside the layers and the connectors of Peek and Leaf have in them."""
+
 
 def make_optimisers(modules: dict[str, nn.Module], groups: list[tuple[list[nn.Parameter], float]]) -> Optimisers:
     """Muon for the matrices inside the layers and the connector, AdamW for all else (embeddings, norms, heads)."""
@@ -104,7 +107,7 @@ def make_optimisers(modules: dict[str, nn.Module], groups: list[tuple[list[nn.Pa
 
     def inner(parameter: nn.Parameter) -> bool:
         name = named[id(parameter)]
-        return parameter.ndim == 2 and (".layers." in name or "modality_projection" in name)
+        return parameter.ndim == 2 and any(part in name for part in _INNER)
 
     matrices = [{"params": [p for p in ps if inner(p)], "factor": 2 * factor} for ps, factor in groups]
     others = [{"params": [p for p in ps if not inner(p)], "factor": factor} for ps, factor in groups]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from transformers import AutoTokenizer, GenerationConfig, SmolVLMConfig, SmolVLM
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from training.draw import IMAGE_SIDE
-from training.tokenizer import save_tokenizer
+from training.tokenizer import save_tokenizer, write_json
 from training.words import KNOWN_WORDS
 
 BUNDLED = Path(__file__).resolve().parent.parent / "src" / "onsight" / "bundled" / "peek"
@@ -109,7 +108,7 @@ def save_weights(model: SmolVLMForConditionalGeneration, folder: Path) -> None:
         part["dtype"] = "bfloat16"
         part.pop("_name_or_path", None)
     config["architectures"] = ["SmolVLMForConditionalGeneration"]
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
 
 
 def write_untrained(folder: Path = BUNDLED) -> None:
@@ -118,10 +117,8 @@ def write_untrained(folder: Path = BUNDLED) -> None:
     tokenizer = load_tokenizer(folder)
     model = new_model(tokenizer)
     save_weights(model, folder)
-    _write_json(folder / "preprocessor_config.json", PREPROCESSOR)
-    _write_json(
-        folder / "processor_config.json", {"image_seq_len": IMAGE_TOKENS, "processor_class": "SmolVLMProcessor"}
-    )
+    write_json(folder / "preprocessor_config.json", PREPROCESSOR)
+    write_json(folder / "processor_config.json", {"image_seq_len": IMAGE_TOKENS, "processor_class": "SmolVLMProcessor"})
     generation = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
@@ -150,10 +147,6 @@ def warm_start(model: SmolVLMForConditionalGeneration, folder: Path = BUNDLED) -
     if unexpected or set(missing) - {"lm_head.weight"}:
         raise ValueError(f"weights of another architecture: missing {missing}, unexpected {unexpected}")
     model.tie_weights()
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

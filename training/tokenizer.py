@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -71,16 +73,7 @@ def _corpus() -> list[str]:
 
 def save_tokenizer(folder: Path) -> None:
     """Train the tokenizer and write its files (the chat template too) into ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    named = {
-        "bos_token": START,
-        "eos_token": END,
-        "pad_token": PAD,
-        "unk_token": UNKNOWN,
-    }
+    named = {"bos_token": START, "eos_token": END, "pad_token": PAD, "unk_token": UNKNOWN}
     extra = {
         "fake_image_token": FAKE,
         "image_token": IMAGE,
@@ -88,19 +81,29 @@ def save_tokenizer(folder: Path) -> None:
         "end_of_utterance_token": END,
     }
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
         "processor_class": "SmolVLMProcessor",
         "model_max_length": 2048,
-        "clean_up_tokenization_spaces": False,
         "add_prefix_space": False,
-        **named,
         "extra_special_tokens": extra,
         **extra,
     }
-    _write_json(folder / "tokenizer_config.json", settings)
-    _write_json(folder / "special_tokens_map.json", {**named, "additional_special_tokens": [FAKE, IMAGE, GLOBAL, END]})
+    write_tokenizer(folder, train_tokenizer(), SPECIAL_TOKENS, named, settings)
+    special = {**named, "additional_special_tokens": [FAKE, IMAGE, GLOBAL, END]}
+    write_json(folder / "special_tokens_map.json", special)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
-def _write_json(path: Path, value: object) -> None:
+def write_tokenizer(
+    folder: Path, tokenizer: Tokenizer, specials: Sequence[str], named: dict[str, str], settings: dict[str, Any]
+) -> None:
+    """Write tokenizer.json and tokenizer_config.json; ``named``: those ``specials`` that transformers asks for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    common = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    write_json(folder / "tokenizer_config.json", {**common, **settings, **named})
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a configuration file."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -20,6 +20,10 @@ from onsight.core.errors import StartError
 from onsight.models.hub import use_cache
 
 PREFIX = "ONSIGHT_"
+MEGABYTE = 1 << 20
+
+_SECRETS = ("api_key", "upstream_key")
+_SHA256 = r"^[0-9A-Fa-f]{64}$"
 
 BORROWED = (
     ("MODEL_NAME", "model"),
@@ -28,6 +32,7 @@ BORROWED = (
     ("PORT", "port"),
     ("APP_PORT", "port"),
     ("N_THREADS", "threads"),
+    ("CLIP_MODEL_NAME", "mmproj"),
 )
 """Other servers' names in the environment, and our options that they set."""
 
@@ -52,26 +57,55 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    model: str = Field("peek", description="Model to serve: 'peek' (bundled), a folder, or a Hub id.")
+    model: str = Field("peek", description="Model to serve: 'peek' (bundled), a folder, a Hub id, or a GGUF file.")
     revision: str | None = Field(
         None, min_length=1, description="Branch, tag or commit of a Hub id; its main branch if unset."
     )
     served_model_name: Names = Field(
         (), description="Names that clients use for the model; the first one is in answers."
     )
-    engine: Literal["torch", "fake"] = Field(
-        "torch", description="'torch' runs the model; 'fake' has none and is for tests."
+    embed_model: str | None = Field(
+        None, min_length=1, description="Model beside it that makes vectors of pages and queries."
+    )
+    embed_revision: str | None = Field(None, min_length=1, description="As --revision, for the model beside it.")
+    served_embed_name: Names = Field((), description="As --served-model-name, for the model beside it.")
+    engine: Literal["auto", "torch", "llama", "vllm", "upstream", "fake"] = Field(
+        "auto", description="Who runs the model: 'auto' picks by its files; 'fake' is no model, for tests."
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the model runs.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Number type of the weights.")
+    quantize: Literal["auto", "none", "int4", "int8"] = Field(
+        "auto",
+        description="Bits of the language model's weights on a CPU; 'auto' is int4 where they would not fit well.",
+    )
     max_model_len: int | None = Field(None, ge=16, description="Most tokens of prompt and answer together.")
     max_num_seqs: int = Field(8, ge=1, le=1024, description="Most requests that are answered at the same time.")
     max_queue: int = Field(64, ge=1, description="Most requests that run and wait; one more is answered 429.")
+    max_inputs: int = Field(1024, ge=1, description="Most queries and pages in one request for vectors or scores.")
     kv_cache_tokens: int | None = Field(
         None, ge=16, description="Tokens in the key-value cache; from free memory if unset."
     )
-    image_cache_mb: int = Field(256, ge=0, description="Megabytes (2**20 bytes) of picture features kept for reuse.")
+    image_cache_mb: int = Field(
+        256, ge=0, description="Megabytes (2**20 bytes) of picture features kept for reuse; GGUF: of prompts."
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of the model; PyTorch's own choice if unset.")
+
+    mmproj: str | None = Field(
+        None, description="GGUF: the part that sees; that beside the model if unset; 'none': no pictures."
+    )
+    model_sha256: str | None = Field(None, pattern=_SHA256, description="GGUF: SHA-256 that the file must have.")
+    mmproj_sha256: str | None = Field(None, pattern=_SHA256, description="GGUF: SHA-256 that the mmproj must have.")
+    image_min_tokens: int | None = Field(None, ge=1, description="GGUF: least tokens of a picture, where sizes vary.")
+    image_max_tokens: int | None = Field(None, ge=1, description="GGUF: most tokens of a picture, where sizes vary.")
+    llama_server: str | None = Field(
+        None, min_length=1, description="GGUF: your own llama-server, as a program's path or a running one's URL."
+    )
+    vllm: str | None = Field(None, min_length=1, description="Path of the program `vllm`, for the engine vllm.")
+    vllm_args: str = Field("", description="More arguments for `vllm serve`, in one text.")
+    upstream: str | None = Field(
+        None, pattern=r"^https?://", description="URL of a running server of OpenAI's API that has the model."
+    )
+    upstream_key: str | None = Field(None, min_length=1, description="Key for that server.")
 
     host: str = Field("127.0.0.1", description="Address to listen on; any but loopback needs a key or --no-auth.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
@@ -137,6 +171,8 @@ class Settings(BaseModel):
     )
     media_workers: int = Field(2, ge=1, description="Threads that decode pictures and videos.")
 
+    ui: bool | None = Field(None, description="Serve the page at /ui; if unset, where the extra `ui` is installed.")
+
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines as text or as JSON.")
 
@@ -156,6 +192,8 @@ class Settings(BaseModel):
                 f"host {self.host} can be reached by others and no key is set: set ONSIGHT_API_KEY or"
                 " ONSIGHT_KEYS_FILE, or pass --no-auth"
             )
+        if self.embed_model is None and (self.embed_revision is not None or self.served_embed_name):
+            raise ValueError("embed_revision and served_embed_name speak of embed_model, which is not set: name it")
         if self.media_remote == "allow-list" and not self.media_allowed_hosts:
             raise ValueError("media_remote is 'allow-list' but media_allowed_hosts is empty: name the hosts")
         return self
@@ -220,6 +258,16 @@ def let_waiting_threads_sleep() -> None:
     once, when PyTorch is loaded, so this must be called before.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def tell_gradio(uploads: Path) -> None:
+    """Tell Gradio, which reads the environment, where uploads go and that nobody is to be told of it.
+
+    This must be called before it is loaded.
+    """
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_ALLOWED_PATHS"] = ""
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, object]:
@@ -303,6 +351,6 @@ def _sentence(place: tuple[int | str, ...], message: str, value: object, sources
         return message
     if name not in Settings.model_fields:
         return f"unknown option {name!r} in the settings file"
-    shown = "" if name == "api_key" else f" {value!r}"
+    shown = "" if name in _SECRETS else f" {value!r}"
     source = sources.get(name, PREFIX + name.upper())
     return f"option {name}{shown}: {message} (--{name.replace('_', '-')}, {source})"

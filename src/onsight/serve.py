@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.util
 import json
 import logging
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -26,29 +29,19 @@ from onsight.api.keys import KeyBook
 from onsight.api.metrics import Metrics
 from onsight.api.request_log import log_request
 from onsight.api.slow_heads import bounded_protocol
-from onsight.config import LOOPBACK_HOSTS, Settings, let_waiting_threads_sleep
-from onsight.core.engine import ChatEngine, Progress
+from onsight.config import LOOPBACK_HOSTS, MEGABYTE, Settings, tell_gradio
+from onsight.core.engine import Engine, Progress
 from onsight.core.errors import StartError
-from onsight.engines.fake_engine import FakeEngine
+from onsight.engine_choice import build_roster
 from onsight.media.door import MediaDoor, MediaLimits
-from onsight.models.card import ModelCard, find_card
-from onsight.models.hub import locate_model
 from onsight.tasks.admission import Admission
 from onsight.tasks.chat import Chat
-from onsight.tasks.roster import Loaded, Roster
+from onsight.tasks.embed import Embed
+from onsight.tasks.roster import Roster
+from onsight.ui.desk import Workplace
+from onsight.ui.page import Page
 
 log = logging.getLogger("onsight")
-
-MEGABYTE = 1 << 20
-
-FAKE_CARD = ModelCard(
-    name="fake",
-    title="The fake engine",
-    family="fake",
-    licence="Apache-2.0",
-    description="No model at all: answers are made up by a rule, for tests.",
-    capabilities=("chat", "tools"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,33 +50,56 @@ class Site:
 
     app: FastAPI
     chat: Chat
-    engines: tuple[ChatEngine, ...]
+    roster: Roster
     admission: Admission
     door: MediaDoor
+    page: Page | None = None
 
     async def start(self) -> None:
-        """Load every engine. Raises StartError."""
-        for engine in self.engines:
-            await engine.start()
+        """Load every engine and, beside them, the page. Raises StartError."""
+        beside = None if self.page is None else asyncio.create_task(self.page.start())
+        try:
+            for engine in self._engines:
+                await engine.start()
+            if beside is not None:
+                await beside
+        finally:
+            if beside is not None:
+                beside.cancel()
 
     async def close(self) -> None:
-        for engine in self.engines:
+        if self.page is not None:
+            await self.page.close()
+        for engine in self._engines:
             await engine.close()
         self.door.close()
 
+    @property
+    def _engines(self) -> list[Engine]:
+        return [loaded.engine for loaded in self.roster.models]
 
-def assemble(settings: Settings, progress: Progress | None = None, lifespan: Lifespan | None = None) -> Site:
+
+def assemble(
+    settings: Settings,
+    progress: Progress | None = None,
+    lifespan: Lifespan | None = None,
+    *,
+    with_page: bool = False,
+) -> Site:
     """Put the parts together; nothing is loaded and no port is opened yet. `lifespan`: of the app, where another
-    program starts and closes the site. Raises StartError for a model that is not there."""
-    engine, card = _engine(settings, progress)
-    loaded = Loaded(settings.served_model_name or (settings.model,), card, engine, int(time.time()))
-    roster = Roster([loaded])
+    program starts and closes the site. Raises StartError for a model that is not there, or a page that cannot be."""
+    roster = build_roster(settings, progress)
     door = MediaDoor(_limits(settings))
     admission = Admission(settings.max_queue)
     metrics = Metrics(roster, admission, door.decoded.cache)
-    chat = Chat(roster, door, admission, (metrics.record, log_request))
+    bookkeepers = (metrics.record, log_request)
+    chat = Chat(roster, door, admission, bookkeepers)
+    embed = Embed(roster, door, admission, bookkeepers, settings.max_inputs)
+    keys = KeyBook(settings.api_key, settings.keys_file)
+    place = Workplace(roster, chat, admission)
+    page = _page(settings, place, door.limits, keys) if with_page and roster.chats else None
     api = ApiSettings(
-        keys=KeyBook(settings.api_key, settings.keys_file),
+        keys=keys,
         allowed_hosts=_hosts(settings),
         origins=frozenset(settings.cors_origins),
         a_minute_by_key=settings.requests_per_min_key,
@@ -93,35 +109,27 @@ def assemble(settings: Settings, progress: Progress | None = None, lifespan: Lif
         open_docs=settings.open_docs,
         open_metrics=settings.open_metrics,
         loopback_only=not (settings.no_auth or settings.api_key or settings.keys_file),
+        page=page,
     )
-    app = create_app(Services(roster, chat, admission, metrics), api, lifespan)
-    return Site(app, chat, (engine,), admission, door)
+    app = create_app(Services(roster, chat, embed, admission, metrics), api, lifespan)
+    return Site(app, chat, roster, admission, door, page)
 
 
-def _engine(settings: Settings, progress: Progress | None) -> tuple[ChatEngine, ModelCard]:
-    if settings.engine == "fake":
-        return FakeEngine(), FAKE_CARD
-    folder = locate_model(settings.model, settings.revision)
-    card = find_card(settings.model, folder)
-    if "chat" not in card.capabilities:
-        raise StartError(
-            f"{settings.model} is no chat model: {card.title} can {', '.join(card.capabilities)} only, which this"
-            " server does not offer yet; choose a model that chats"
-        )
-    let_waiting_threads_sleep()
-    # Imported here: PyTorch takes a second or two, which no other command should pay.
-    from onsight.engines.torch_engine import TorchEngine, TorchSettings
+def _page(settings: Settings, place: Workplace, limits: MediaLimits, keys: KeyBook) -> Page | None:
+    """The page, unless it is not wanted, or nothing is said of it and Gradio is not there. Raises StartError."""
+    is_here = importlib.util.find_spec("gradio") is not None
+    if settings.ui and not is_here:
+        raise StartError("the page needs Gradio, which is not installed: pip install 'onsight[ui]', or pass --no-ui")
+    if settings.ui is False or not is_here:
+        return None
+    folder = Path(tempfile.mkdtemp(prefix="onsight-page-"))
+    tell_gradio(folder)
 
-    torch_settings = TorchSettings(
-        device=settings.device,
-        dtype=settings.dtype,
-        max_model_len=settings.max_model_len,
-        max_num_seqs=settings.max_num_seqs,
-        image_cache_bytes=settings.image_cache_mb * MEGABYTE,
-        kv_cache_tokens=settings.kv_cache_tokens,
-        threads=settings.threads,
-    )
-    return TorchEngine(folder, card, torch_settings, progress), card
+    def accepts(key: str) -> bool:
+        caller = keys.find(key)
+        return caller is not None and caller.may("chat")
+
+    return Page(place, limits, folder, accepts if keys.guards else None)
 
 
 def _hosts(settings: Settings) -> frozenset[str]:
@@ -159,7 +167,7 @@ def run(settings: Settings) -> None:
     set_up_logging(settings)
     log_taken(settings)
     with loading_bar() as progress:
-        site = assemble(settings, progress)
+        site = assemble(settings, progress, with_page=True)
         asyncio.run(listen_and_serve(site, settings))
 
 
@@ -200,7 +208,7 @@ async def listen_and_serve(site: Site, settings: Settings, ready: Callable[[str]
             # What is loaded stays. Else each full garbage collection would walk all of it and stall the event loop.
             gc.collect()
             gc.freeze()
-            names = ", ".join(settings.served_model_name or (settings.model,))
+            names = ", ".join(name for loaded in site.roster.models for name in loaded.names)
             log.info("ready in %.1f s: %s on http://%s:%d", time.monotonic() - began_s, names, host, port)
             if ready is not None:
                 ready(f"http://{host}:{port}")

@@ -24,6 +24,7 @@ from onsight.media.door import MediaDoor, Opened
 from onsight.models.card import Defaults, ModelCard, PixelBudget
 from onsight.tasks.admission import Admission
 from onsight.tasks.chat import Chat
+from onsight.tasks.embed import Embed
 from onsight.tasks.record import Record
 from onsight.tasks.roster import Loaded, Roster
 
@@ -137,7 +138,8 @@ def build() -> Iterator[Callable[..., Bench]]:
         doors.append(door)
         records: list[Record] = []
         chat = Chat(roster, door, admission, (metrics.record, log_request, records.append))
-        app = create_app(Services(roster, chat, admission, metrics), ApiSettings(**settings))
+        embed = Embed(roster, door, admission, (metrics.record, log_request, records.append))
+        app = create_app(Services(roster, chat, embed, admission, metrics), ApiSettings(**settings))
         return Bench(app, engine, admission, metrics, door, records)
 
     yield make

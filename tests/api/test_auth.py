@@ -8,6 +8,7 @@ import httpx
 import pytest
 from starlette.routing import Route
 
+from onsight.api.compat import colqwen
 from onsight.api.keys import KeyBook
 from tests.api.conftest import Bench, dialled, hello, request_head
 
@@ -39,6 +40,8 @@ async def test_every_route_but_the_open_ones_needs_the_key(build: Callable[..., 
                 assert response.headers["www-authenticate"] == "Bearer"
                 if path == "/infer":
                     assert response.json()["error_type"] == "system"
+                elif path in colqwen.PATHS:
+                    assert "needs a key" in response.json()["detail"]
                 elif method != "HEAD":
                     assert response.json()["error"]["code"] == "invalid_api_key"
 

@@ -66,7 +66,14 @@ def test_what_does_not_fit_is_left_out_with_a_sentence(tmp_path: Path, monkeypat
 
 @pytest.mark.parametrize(
     ("name", "millions"),
-    [("SmolVLM2-256M", 256), ("SmolVLM2-500M", 507), ("Qwen2.5-VL-3B", 3750), ("Qwen2.5-VL-7B", 8290)],
+    [
+        ("SmolVLM2-256M", 256),
+        ("SmolVLM2-500M", 507),
+        ("SmolVLM2-2.2B", 2250),
+        ("Qwen2.5-VL-3B", 3750),
+        ("Qwen2.5-VL-7B", 8290),
+        ("Llama-3.2-Vision-11B", 10670),
+    ],
 )
 def test_the_true_shapes_have_as_many_weights_as_the_models_are_known_for(
     name: str, millions: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

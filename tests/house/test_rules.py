@@ -17,8 +17,10 @@ SOURCE = ROOT / "src" / "onsight"
 # The two boundaries where anything may come up: the engine's step loop and the ASGI error handler; a third kind, the
 # picture decoder, meets bytes that strangers made.
 BROAD_EXCEPTS = {
+    "engines/torch_engine/embedding.py",
     "engines/torch_engine/engine.py",
     "engines/torch_engine/eye.py",
+    "engines/torch_engine/prepare_pool.py",
     "engines/torch_engine/step_loop.py",
     "api/boundary.py",
     "media/image.py",

@@ -22,12 +22,18 @@ ALLOWED = {
     "models/card.py": "the cards in the package",
     "models/hub.py": "downloads of weights, and what an adapter says of its base",
     "engines/torch_engine/loading.py": "checkpoints",
+    "engines/torch_engine/saving.py": "the folder that the operator has weights written to",
     "engines/torch_engine/kv_cache.py": "the container's memory limit",
     "engines/torch_engine/vocabulary.py": "the checkpoint's tokenizer",
     "engines/torch_engine/chat_template.py": "the checkpoint's chat template",
     "engines/torch_engine/families/*.py": "the checkpoint's own json files",
+    "models/gguf.py": "GGUF files, to check their digests",
+    "models/gguf_header.py": "the headers of GGUF files",
+    "engines/upstream_engine/llama.py": "what the processor can do",
+    "engines/upstream_engine/connection.py": "an engine's own server",
     "api/keys.py": "the operator's key file",
     "api/docs.py": "the page's script in the package",
+    "ui/packaged.py": "the page's words, style and script in the package",
 }
 
 NETWORK_MODULES = {

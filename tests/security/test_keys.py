@@ -58,6 +58,8 @@ def test_every_route_says_what_it_needs(build: Build) -> None:
         ("embed", "/v1/caption", 403),
         ("embed", "/v1/responses", 403),
         ("embed", "/", 200),
+        ("embed", "/v1/rerank", 400),
+        ("chat", "/v1/rerank", 403),
         ("admin", "/v1/chat/completions", 400),
         ("admin", "/metrics", 200),
     ],

@@ -14,15 +14,17 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
 
 from onsight import __version__
-from onsight.api.auth import Auth
+from onsight.api.auth import PAGE, Auth
 from onsight.api.body_limits import BodyLimits
 from onsight.api.boundary import Boundary
-from onsight.api.compat import infer
+from onsight.api.compat import colqwen, infer
 from onsight.api.compat.llama_vision import InferRequest
 from onsight.api.docs import DocsRoutes
-from onsight.api.errors import ErrorAnswer, translate_http_exception, translate_validation_error
+from onsight.api.errors import Envelope, ErrorAnswer, translate_http_exception, translate_validation_error
 from onsight.api.health import About, Health, HealthRoutes, Ready
 from onsight.api.multipart import MEDIA_TYPE as MULTIPART
 from onsight.api.openai.answers import ChatCompletion, ChatCompletionChunk
@@ -38,8 +40,17 @@ from onsight.api.services import ApiSettings, Services
 from onsight.api.tasks.answers import LocateAnswer, TextAnswer, TextChunk
 from onsight.api.tasks.routes import TaskRoutes
 from onsight.api.tasks.wire import CaptionRequest, DescribeRequest, LocateRequest, OcrRequest
+from onsight.api.vectors.answers import EmbeddingList, EmbeddingsEnd, Ranking, RawHeader, ScoreList
+from onsight.api.vectors.routes import LINES, RAW, VectorRoutes
+from onsight.api.vectors.wire import EmbeddingsRequest, RerankRequest, ScoreRequest
 
 __all__ = ["ApiSettings", "Services", "create_app"]
+
+ENVELOPES: Mapping[str, Envelope] = {
+    "/infer": infer.error_body,
+    **dict.fromkeys(colqwen.PATHS, colqwen.error_body),
+}
+"""Paths whose errors look as the services put them that they come from."""
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -49,7 +60,8 @@ def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | N
     app = _Application(
         title="Onsight",
         version=__version__,
-        description="A self-hosted vision-language server. Errors have the body of `ErrorAnswer`, but for /infer's.",
+        description="A self-hosted vision-language server. Errors have the body of `ErrorAnswer`, but for those of the"
+        " compatibility routes.",
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -63,14 +75,21 @@ def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | N
         },
     )
     health = _add_routes(app, services, settings)
+    if settings.page is not None:
+        app.add_api_route(PAGE, _lead_to_page, include_in_schema=False)
+        app.mount(PAGE, settings.page)
     health.endpoints.update(_endpoints(app))
     return app
+
+
+async def _lead_to_page(request: Request) -> Response:
+    return RedirectResponse(f"{request.scope.get('root_path', '')}{PAGE}/")
 
 
 def _layers(settings: ApiSettings) -> list[Middleware]:
     """What every request passes before its route, outermost first."""
     layers = [
-        Middleware(Boundary, envelopes={"/infer": infer.error_body}),
+        Middleware(Boundary, envelopes=ENVELOPES),
         Middleware(OriginCheck, hosts=settings.allowed_hosts, origins=settings.origins),
     ]
     if settings.loopback_only:
@@ -92,7 +111,7 @@ def _layers(settings: ApiSettings) -> list[Middleware]:
     if settings.keys.guards:
         open_paths = {"/openapi.json": settings.open_docs, "/metrics": settings.open_metrics}
         opened = frozenset(path for path, is_open in open_paths.items() if is_open)
-        layers.append(Middleware(Auth, keys=settings.keys, open_paths=opened))
+        layers.append(Middleware(Auth, keys=settings.keys, open_paths=opened, has_page=settings.page is not None))
         if settings.a_minute_by_key is not None:
             layers.append(Middleware(RateLimit, by="key", a_minute=settings.a_minute_by_key))
     layers.append(
@@ -135,6 +154,13 @@ BODIES: tuple[type[BaseModel], ...] = (
     LocateRequest,
     DescribeRequest,
     TextChunk,
+    EmbeddingsRequest,
+    ScoreRequest,
+    RerankRequest,
+    RawHeader,
+    EmbeddingsEnd,
+    colqwen.PatchesRequest,
+    colqwen.QueriesRequest,
     InferRequest,
 )
 """What routes read or stream by themselves, for the description."""
@@ -167,7 +193,7 @@ def _reference(model: type[BaseModel]) -> Mapping[str, str]:
 
 def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> HealthRoutes:
     chat, models = ChatRoute(services, settings), ModelRoutes(services)
-    health, docs = HealthRoutes(services), DocsRoutes(app)
+    health, docs = HealthRoutes(services, "docs" if settings.page is None else "ui"), DocsRoutes(app)
     app.add_api_route(
         "/v1/chat/completions",
         chat.answer,
@@ -187,6 +213,8 @@ def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> Heal
         openapi_extra=_reads(ResponsesRequest),
     )
     _add_task_routes(app, TaskRoutes(services))
+    _add_vector_routes(app, VectorRoutes(services))
+    _add_colqwen_routes(app, colqwen.ColQwenRoutes(services))
     app.add_api_route(
         "/infer",
         infer.InferRoute(services).answer,
@@ -239,6 +267,49 @@ def _add_task_routes(app: FastAPI, tasks: TaskRoutes) -> None:
             tags=["tasks"],
             responses=answers,
             openapi_extra=_reads_picture(body),
+        )
+
+
+def _add_vector_routes(app: FastAPI, routes: VectorRoutes) -> None:
+    made: dict[str, Any] = {
+        "content": {RAW: {"schema": _reference(RawHeader)}, LINES: {"schema": _reference(EmbeddingsEnd)}}
+    }
+    for path, endpoint, summary, body, answer in (
+        ("/v1/embeddings", routes.embeddings, "Embed queries and pages", EmbeddingsRequest, EmbeddingList),
+        ("/v1/score", routes.score, "Say how well pages answer queries", ScoreRequest, ScoreList),
+        ("/v1/rerank", routes.rerank, "Order pages by how well they answer", RerankRequest, Ranking),
+    ):
+        app.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            summary=summary,
+            tags=["vectors"],
+            responses={200: {"model": answer, **(made if answer is EmbeddingList else {})}},
+            openapi_extra=_reads(body),
+        )
+
+
+def _add_colqwen_routes(app: FastAPI, routes: colqwen.ColQwenRoutes) -> None:
+    form = {"requestBody": {"required": True, "content": {MULTIPART: {"schema": colqwen.FORM}}}}
+    faults: dict[int | str, dict[str, Any]] = {
+        422: {"model": colqwen.Faults, "description": "A body in another form"},
+        "default": {"model": colqwen.Detail, "description": "An error"},
+    }
+    app.add_api_route("/info", routes.info, summary="What makes the vectors", tags=["compatibility"], responses=faults)
+    for path, endpoint, summary, body, answer in (
+        ("/patches", routes.patches, "Vectors of pages by size", _reads(colqwen.PatchesRequest), colqwen.Patches),
+        ("/embed/queries", routes.queries, "Embed queries", _reads(colqwen.QueriesRequest), colqwen.QueryVectors),
+        ("/embed/images", routes.images, "Embed pages", form, colqwen.PagesVectors),
+    ):
+        app.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            summary=summary,
+            tags=["compatibility"],
+            responses={200: {"model": answer}, **faults},
+            openapi_extra=body,
         )
 
 

@@ -19,6 +19,12 @@ NEEDED: tuple[tuple[str, Scope], ...] = (
     ("/v1/ocr", "chat"),
     ("/v1/locate", "chat"),
     ("/v1/describe", "chat"),
+    ("/v1/embeddings", "embed"),
+    ("/v1/score", "embed"),
+    ("/v1/rerank", "embed"),
+    ("/embed/", "embed"),
+    ("/patches", "embed"),
+    ("/info", "embed"),
     ("/infer", "chat"),
     ("/metrics", "admin"),
 )
@@ -28,16 +34,26 @@ ANY_KEY = ("/v1/models", "/openapi.json")
 """Beginnings of paths that every key opens, besides `/` itself; a path that nothing answers at is 404 for each key."""
 
 
-class Auth:
-    """ASGI middleware that denies by default; `open_paths` need no key besides `ALWAYS_OPEN`."""
+PAGE = "/ui"
+"""Where the page is; it asks for a key in its own way, since a browser sends no header of ours."""
 
-    def __init__(self, app: ASGIApp, *, keys: KeyBook, open_paths: frozenset[str] = frozenset()) -> None:
+
+class Auth:
+    """ASGI middleware that denies by default; `open_paths` need no key besides `ALWAYS_OPEN`.
+
+    `has_page`: what is under `PAGE` looks after itself.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, keys: KeyBook, open_paths: frozenset[str] = frozenset(), has_page: bool = False
+    ) -> None:
         self._app = app
         self._keys = keys
         self._open = ALWAYS_OPEN | open_paths
+        self._has_page = has_page
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and scope["path"] in self._open):
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and self._is_open(scope["path"])):
             await self._app(scope, receive, send)
             return
         given = _given_key(Headers(scope=scope))
@@ -54,6 +70,9 @@ class Auth:
             raise Unauthorized(
                 "the key is wrong or has expired; send a key of this server as 'Authorization: Bearer KEY'"
             )
+
+    def _is_open(self, path: str) -> bool:
+        return path in self._open or (self._has_page and (path == PAGE or path.startswith(f"{PAGE}/")))
 
 
 def _check(caller: Caller, path: str) -> None:

@@ -74,6 +74,19 @@ class WrongMethod(errors.RequestError):
         self.allow = allow
 
 
+class Unprocessable(errors.RequestError):
+    """A body in a form that its route does not read, for services whose clients expect FastAPI's answer to that.
+
+    `place`: where the fault is, from the body on.
+    """
+
+    code = "value_error"
+
+    def __init__(self, message: str, *, place: tuple[str, ...], code: str) -> None:
+        super().__init__(message, code=code)
+        self.place = place
+
+
 class InternalError(errors.RequestError):
     """Something that nobody foresaw; the log has it, the client gets the request's id."""
 
@@ -92,6 +105,7 @@ STATUSES: Mapping[type[errors.RequestError], tuple[int, str]] = {
     errors.TimedOut: (408, "timeout_error"),
     errors.TooLarge: (413, _INVALID),
     WrongContentType: (415, _INVALID),
+    Unprocessable: (422, _INVALID),
     # Not one of the 5xx: clients try those again, and the likeliest answer would be the same.
     errors.UnreadableAnswer: (422, "model_error"),
     errors.Overloaded: (429, "rate_limit_error"),

@@ -54,17 +54,21 @@ def timestamp() -> str:
 
 
 class HealthRoutes:
-    """The routes, bound to the roster and the queue. `endpoints`: path -> method and what it does."""
+    """The routes, bound to the roster and the queue. `endpoints`: path -> method and what it does.
 
-    def __init__(self, services: Services) -> None:
+    `front`: where a browser that asks for / is led.
+    """
+
+    def __init__(self, services: Services, front: str) -> None:
+        self._front = front
         self._roster = services.roster
         self._admission = services.admission
         self.endpoints: dict[str, str] = {}
 
     async def about(self, request: Request) -> Response:
-        """What this server is; a browser is led to /docs."""
+        """What this server is; a browser is led to the page, or to /docs."""
         if "text/html" in request.headers.get("accept", ""):
-            return RedirectResponse("docs", headers={"vary": "accept"})
+            return RedirectResponse(self._front, headers={"vary": "accept"})
         loaded = self._roster.models[0]
         about = About(model=loaded.name, device=loaded.engine.status().device, endpoints=self.endpoints)
         return JSONResponse(about.model_dump(), headers={"vary": "accept"})

@@ -1,4 +1,4 @@
-"""A request's multipart body: one file, and short texts beside it; kept in memory, never on a disk."""
+"""A request's multipart body: a file or several, and short texts beside; kept in memory, never on a disk."""
 
 from __future__ import annotations
 
@@ -18,12 +18,36 @@ _MAX_PARTS = 32
 _MAX_TEXT_BYTES = 64 << 10
 
 
+@dataclass(frozen=True, slots=True)
+class FormFile:
+    """A file in a form: its bytes, and what its sender called it."""
+
+    name: str
+    data: bytes
+
+
 @dataclass(slots=True)
 class Form:
-    """What a form held: its texts by field, and the bytes of its `file`, None when it had none."""
+    """What a form held: its texts by field, and its files in their order."""
 
     texts: dict[str, str] = field(default_factory=dict)
-    file: bytes | None = None
+    files: list[FormFile] = field(default_factory=list)
+
+    @property
+    def file(self) -> bytes | None:
+        """The bytes of the first file, None when there is none."""
+        return self.files[0].data if self.files else None
+
+
+@dataclass(frozen=True, slots=True)
+class FileField:
+    """The field in which files come, and whether it may stand in the form `repeated`ly."""
+
+    name: str = "file"
+    repeated: bool = False
+
+
+ONE_FILE = FileField()
 
 
 def is_multipart(request: Request) -> bool:
@@ -31,8 +55,11 @@ def is_multipart(request: Request) -> bool:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower() == MEDIA_TYPE
 
 
-async def read_multipart(request: Request) -> Form:
-    """The body as a form. Raises WrongContentType, InvalidRequest with the field, and what `BodyLimits` raises."""
+async def read_multipart(request: Request, files: FileField = ONE_FILE) -> Form:
+    """The body as a form with `files`.
+
+    Raises WrongContentType, InvalidRequest with the field, and what `BodyLimits` raises.
+    """
     _, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary", b"")
     if not boundary:
@@ -43,11 +70,11 @@ async def read_multipart(request: Request) -> Form:
     body = bytearray()
     async for piece in request.stream():
         body += piece
-    return await asyncio.to_thread(_parse, bytes(body), boundary)
+    return await asyncio.to_thread(_parse, bytes(body), boundary, files)
 
 
-def _parse(body: bytes, boundary: bytes) -> Form:
-    reader = _Reader()
+def _parse(body: bytes, boundary: bytes, files: FileField) -> Form:
+    reader = _Reader(files)
     parser = MultipartParser(
         boundary,
         {
@@ -74,11 +101,12 @@ def _parse(body: bytes, boundary: bytes) -> Form:
 class _Reader:
     """Collects the parts that the parser finds."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: FileField) -> None:
         self.form = Form()
         self.complete = False
+        self._files = files
         self._parts = 0
-        self._name = ""
+        self._name = self._file_name = ""
         self._header = (bytearray(), bytearray())
         self._disposition = b""
         self._content = bytearray()
@@ -109,21 +137,25 @@ class _Reader:
             raise InvalidRequest("a field's name in the form is not UTF-8") from None
         if not self._name:
             raise InvalidRequest("a part of the form has no name")
-        if self._name in self.form.texts or (self._name == "file" and self.form.file is not None):
+        self._file_name = options.get(b"filename", b"").decode("utf-8", "replace")
+        is_file = self._name == self._files.name
+        if self._name in self.form.texts or (is_file and self.form.files and not self._files.repeated):
             raise InvalidRequest(f"`{self._name}` stands in the form twice; send it once", param=self._name)
-        if b"filename" in options and self._name != "file":
+        if b"filename" in options and not is_file:
             raise InvalidRequest(
-                f"the form's file is in field `{self._name}`; send it as `file`", param=self._name, code="unknown_field"
+                f"the form's file is in field `{self._name}`; send it as `{self._files.name}`",
+                param=self._name,
+                code="unknown_field",
             )
 
     def data(self, data: bytes, start: int, end: int) -> None:
-        if self._name != "file" and len(self._content) + end - start > _MAX_TEXT_BYTES:
+        if self._name != self._files.name and len(self._content) + end - start > _MAX_TEXT_BYTES:
             raise InvalidRequest(f"`{self._name}` has more than {_MAX_TEXT_BYTES} bytes", param=self._name)
         self._content += memoryview(data)[start:end]
 
     def end(self) -> None:
-        if self._name == "file":
-            self.form.file = bytes(self._content)
+        if self._name == self._files.name:
+            self.form.files.append(FormFile(self._file_name, bytes(self._content)))
             return
         try:
             self.form.texts[self._name] = self._content.decode()

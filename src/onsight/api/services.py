@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from starlette.types import ASGIApp
+
 from onsight.api.keys import KeyBook
 from onsight.api.metrics import Metrics
 from onsight.tasks.admission import Admission
 from onsight.tasks.chat import Chat
+from onsight.tasks.embed import Embed
 from onsight.tasks.roster import Roster
 
 
@@ -20,7 +23,8 @@ class ApiSettings:
     each. `max_body_bytes`: of one request; `max_bodies_bytes`: of all requests that are being answered, together.
     `body_timeout_s`: for a client to send its body; large bodies get more (`onsight.api.body_limits`). `open_docs`,
     `open_metrics`: with a key, /openapi.json and /metrics need none. `max_tokens_default`, `temperature_default`,
-    `top_p_default`: for chat requests that name none, where the model's card has no default of its own.
+    `top_p_default`: for chat requests that name none, where the model's card has no default of its own. `page`: what
+    answers everything under /ui, and asks for keys itself; None is a server without a page.
     """
 
     keys: KeyBook = field(default_factory=KeyBook)
@@ -37,6 +41,7 @@ class ApiSettings:
     max_tokens_default: int = 512
     temperature_default: float = 0.7
     top_p_default: float = 1.0
+    page: ASGIApp | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,5 +50,6 @@ class Services:
 
     roster: Roster
     chat: Chat
+    embed: Embed
     admission: Admission
     metrics: Metrics

@@ -13,6 +13,7 @@ from onsight.cli.models import models
 from onsight.cli.openapi import openapi
 from onsight.cli.options import with_settings
 from onsight.cli.pull import pull
+from onsight.cli.quantize import quantize
 from onsight.cli.serve import serve
 from onsight.cli.tasks import caption, describe, locate, ocr
 from onsight.cli.verify import verify
@@ -25,17 +26,28 @@ commands = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-commands.command()(with_settings(serve))
+commands.command()(with_settings(serve, arguments=("model", "embed_model")))
 commands.command()(
     with_settings(
         chat,
-        only=("model", "revision", "device", "dtype", "max_model_len", "threads", "media_remote", "api_key"),
-        argument="",
+        only=(
+            "model",
+            "revision",
+            "device",
+            "dtype",
+            "quantize",
+            "max_model_len",
+            "threads",
+            "media_remote",
+            "api_key",
+        ),
+        arguments=(),
     )
 )
-commands.command()(with_settings(models, only=("revision", "device", "dtype", "max_num_seqs")))
+commands.command()(with_settings(models, only=("revision", "device", "dtype", "quantize", "max_num_seqs")))
 commands.command()(with_settings(pull, only=("model", "revision")))
 commands.command()(with_settings(verify, only=("model", "revision", "device", "dtype", "threads")))
+commands.command()(with_settings(quantize, only=("model", "revision", "quantize")))
 for task in (caption, ocr, locate, describe):
     commands.command()(
         with_settings(
@@ -45,6 +57,7 @@ for task in (caption, ocr, locate, describe):
                 "revision",
                 "device",
                 "dtype",
+                "quantize",
                 "max_model_len",
                 "max_num_seqs",
                 "threads",
@@ -54,13 +67,13 @@ for task in (caption, ocr, locate, describe):
                 "media_pdf_dpi",
                 "api_key",
             ),
-            argument="",
+            arguments=(),
         )
     )
 commands.command()(openapi)
 keys = typer.Typer(help="Make keys, list them, take them back.", no_args_is_help=True)
 for name, command in (("add", add), ("list", list_keys), ("revoke", revoke)):
-    keys.command(name)(with_settings(command, only=("keys_file",), argument=""))
+    keys.command(name)(with_settings(command, only=("keys_file",), arguments=()))
 commands.add_typer(keys, name="keys")
 
 

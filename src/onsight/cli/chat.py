@@ -18,7 +18,7 @@ from onsight.core.errors import OnsightError, StartError
 from onsight.core.generation import Sampling, TextDelta
 from onsight.core.messages import Draft, ImageRef, Text, VideoRef
 from onsight.core.pages import Pages
-from onsight.media.video_files import video_format
+from onsight.media.uploads import as_reference
 
 _VIDEO_ENDINGS = (".mp4", ".m4v", ".mov", ".webm")
 
@@ -46,7 +46,7 @@ def chat(
 
 
 def _attached(name: str) -> ImageRef | VideoRef:
-    """A URL as it is, a file as its bytes; a GIF is a picture, its first frame.
+    """A URL as it is, a file as its bytes.
 
     Raises StartError for a file that cannot be read.
     """
@@ -58,7 +58,7 @@ def _attached(name: str) -> ImageRef | VideoRef:
         data = Path(name).expanduser().read_bytes()
     except OSError as error:
         raise StartError(f"attachment {name} cannot be read: {error.strerror}") from None
-    return VideoRef(data) if video_format(data) in ("MP4", "WEBM") else ImageRef(data, pages=Pages())
+    return as_reference(data)
 
 
 async def _print(pieces: AsyncGenerator[str, None]) -> None:

@@ -130,7 +130,9 @@ def _file_facts(folder: Path, card: ModelCard, settings: Settings) -> list[tuple
     from onsight.engines.torch_engine.memory import survey
     from onsight.engines.torch_engine.settings import TorchSettings
 
-    found = survey(folder, card, TorchSettings(device=settings.device, dtype=settings.dtype))
+    found = survey(
+        folder, card, TorchSettings(device=settings.device, dtype=settings.dtype, quantize=settings.quantize)
+    )
     memory, (width, height) = found.memory, PICTURE_PX
     return [
         ("files", str(folder)),

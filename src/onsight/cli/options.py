@@ -17,11 +17,11 @@ from onsight.config import PREFIX, Settings, load_settings
 Command = Callable[..., None]
 
 
-def with_settings(command: Command, only: Sequence[str] = (), argument: str = "model") -> Command:
+def with_settings(command: Command, only: Sequence[str] = (), arguments: Sequence[str] = ("model",)) -> Command:
     """`command(settings, ...)` as a typer command whose flags are the fields of Settings (all, or those in `only`).
 
-    The field `argument` is given by its place and has no flag; "" is for none such. `--config FILE` is added. Where
-    the command takes a dataclass, its fields are flags too.
+    The fields `arguments` are given by their places and have no flags. `--config FILE` is added. Where the command
+    takes a dataclass, its fields are flags too.
     """
     groups: dict[str, tuple[type, list[str]]] = {}
     own: list[inspect.Parameter] = []
@@ -34,7 +34,7 @@ def with_settings(command: Command, only: Sequence[str] = (), argument: str = "m
         elif name != "settings":
             own.append(parameter)
     names = [name for name in Settings.model_fields if not only or name in only]
-    parameters = [_parameter(name, Settings.model_fields[name], as_argument=name == argument) for name in names]
+    parameters = [_parameter(name, Settings.model_fields[name], as_argument=name in arguments) for name in names]
 
     @wraps(command)
     def run(config: Path | None = None, **given: object) -> None:
@@ -75,7 +75,7 @@ def _parameter(name: str, field: FieldInfo, *, as_argument: bool) -> inspect.Par
     if as_argument:
         information = typer.Argument(help=help_text, show_default=False)
     else:
-        names = (f"{flag}/--{_opposite(name)}",) if isinstance(default, bool) else (flag,)
+        names = (f"{flag}/--{_opposite(name)}",) if _plain(field.annotation) is bool else (flag,)
         information = typer.Option(*names, help=help_text, show_default=False, metavar=metavar)
     kind = list[str] if many else _plain(field.annotation) | None
     return inspect.Parameter(

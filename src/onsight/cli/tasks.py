@@ -12,10 +12,8 @@ from onsight.cli.pictures import STANDARD_INPUT, is_url, name_pictures, read_pic
 from onsight.cli.sweep import Result, Sweep, sweep
 from onsight.config import Settings
 from onsight.core.errors import StartError
+from onsight.core.geometry import Box, Point
 from onsight.core.pages import read_spans
-
-_MARK = (255, 0, 80)
-
 
 PageOption = Annotated[str | None, typer.Option(help="Of PDFs: the pages to look at, like 1-3,7; all if unset.")]
 
@@ -122,20 +120,22 @@ def _one_picture(given: list[str]) -> str:
 def _draw(name: str, instances: list[object], out: Path) -> None:
     """Write the upright picture with each place marked. Raises StartError when `out` cannot be written."""
     # Imported here: no other command needs it.
-    from PIL import Image, ImageDraw, ImageOps
+    from PIL import Image, ImageOps
+
+    from onsight.media.marks import draw_marks
 
     picture = ImageOps.exif_transpose(Image.open(io.BytesIO(read_picture(name)))).convert("RGB")
-    pen = ImageDraw.Draw(picture)
-    width = max(2, round(max(picture.size) / 300))
-    for instance in instances:
-        match instance:
-            case {"box": {"x1": x1, "y1": y1, "x2": x2, "y2": y2}}:
-                pen.rectangle((x1, y1, x2, y2), outline=_MARK, width=width)
-            case {"point": {"x": x, "y": y}}:
-                arm = 4 * width
-                pen.line((x - arm, y, x + arm, y), _MARK, width)
-                pen.line((x, y - arm, x, y + arm), _MARK, width)
+    draw_marks(picture, [place for instance in instances if (place := _place(instance)) is not None])
     try:
         picture.save(out)
     except (OSError, ValueError) as error:
         raise StartError(f"{out} cannot be written: {error}") from None
+
+
+def _place(instance: object) -> Point | Box | None:
+    match instance:
+        case {"box": {"x1": x1, "y1": y1, "x2": x2, "y2": y2}}:
+            return Box(x1, y1, x2, y2)
+        case {"point": {"x": x, "y": y}}:
+            return Point(x, y)
+    return None

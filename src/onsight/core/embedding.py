@@ -1,18 +1,23 @@
-"""One request for vectors, and the vectors that answer it: one for each token of a query or of a page."""
+"""The vectors of a query or a page, one for each of its tokens, and what is to be known of their model."""
 
 from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
 
-from onsight.core.messages import Image, Text
-
 
 @dataclass(frozen=True, slots=True)
-class EmbedRequest:
-    """What is to be embedded, answered in this order: a `Text` is a query, an `Image` is a page."""
+class VectorSpace:
+    """What a model's vectors are: `dims` numbers each, made with weights of the number format `dtype` ("float32").
 
-    inputs: tuple[Text | Image, ...]
+    `image_token_id`: the token that stands for a piece of a page; `merge`: how many of the vision tower's patches such
+    a piece has on each side.
+    """
+
+    dims: int
+    dtype: str
+    image_token_id: int
+    merge: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,13 @@ class Embedding:
         """Raises ValueError when the byte count does not fit the shape."""
         if len(self.values) != self.rows * self.dims * 4:
             raise ValueError(f"{len(self.values)} bytes are not {self.rows} rows of {self.dims} float32 numbers")
+
+    def image_rows(self) -> Embedding:
+        """The rows of the page's image alone."""
+        row_bytes = self.dims * 4
+        start, length = self.image.start, self.image.length
+        rows = self.values[start * row_bytes : (start + length) * row_bytes]
+        return Embedding(rows, length, self.dims, ImageSpan(0, length))
 
     def vectors(self) -> list[list[float]]:
         """The same as nested lists, [rows][dims]."""

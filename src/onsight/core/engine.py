@@ -1,12 +1,15 @@
-"""What an engine is: messages in, events out. It never sees HTTP, URLs or files of a client."""
+"""What an engine is: messages in, events out; or a query or a page in, vectors out. It never sees HTTP, URLs or files
+of a client."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from onsight.core.embedding import Embedding, VectorSpace
 from onsight.core.generation import Event, GenerateRequest
+from onsight.core.messages import Image, Text
 
 EngineState = Literal["loading", "ready", "draining", "dead"]
 
@@ -83,5 +86,41 @@ class ChatEngine(Engine, Protocol):
 
         Raises RequestError before the first event when the request cannot be answered, EngineFailed when the
         engine breaks.
+        """
+        ...
+
+
+class EmbedEngine(Engine, Protocol):
+    """An engine that turns queries and pages into vectors."""
+
+    @property
+    def context_tokens(self) -> int:
+        """Most tokens that a query or a page may have."""
+        ...
+
+    @property
+    def space(self) -> VectorSpace:
+        """What its vectors are. Raises Unavailable until the model is loaded."""
+        ...
+
+    def n_patches(self, width: int, height: int) -> tuple[int, int]:
+        """(columns, rows) of vectors that a page of `width` x `height` px has, without any option.
+
+        Raises InvalidRequest for a size that no page can have, Unavailable until the model is loaded.
+        """
+        ...
+
+    async def embed(self, one: Text | Image) -> Embedding:
+        """The vectors of a query (`Text`) or a page (`Image`). Many may be asked for at once; cancelling one frees its
+        place.
+
+        Raises RequestError when it cannot be embedded, EngineFailed when the engine breaks.
+        """
+        ...
+
+    async def score(self, queries: Sequence[Embedding], pages: Sequence[Embedding]) -> list[list[float]]:
+        """[queries][pages]: late interaction (MaxSim), of vectors from wherever.
+
+        Raises InvalidRequest for vectors that cannot be compared.
         """
         ...

@@ -90,6 +90,7 @@ class ModelCard:
     `pixels`: task name -> budget ("chat" is every task's default).
     `defaults`: how chat is sampled unless a request says otherwise.
     `frames`: how it looks at videos; None when it was never shown any. With it comes the capability "video".
+    `sees`: whether it is shown pictures at all; False for a GGUF file without the part that sees.
     """
 
     name: str
@@ -107,6 +108,7 @@ class ModelCard:
     pixels: Mapping[str, PixelBudget] | None = None
     defaults: Defaults = Defaults()
     frames: FrameRule | None = None
+    sees: bool = True
 
     def budget(self, task: str) -> PixelBudget:
         """The pixel budget of `task`, else that of chat, else none."""
@@ -208,7 +210,7 @@ def card_of_name(model: str) -> ModelCard | None:
 
 
 def find_card(model: str, folder: Path) -> ModelCard:
-    """The card for `model` (a Hub id, a folder or "peek") whose files lie in `folder`.
+    """The card for `model` (a Hub id, a folder or a bundled name) whose files lie in `folder`.
 
     A pattern on the id wins over the architecture in config.json; an adapter without one has its base model's
     card. Raises StartError when no card fits.

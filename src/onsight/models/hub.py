@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -212,6 +213,43 @@ def _download(model: str, revision: str | None) -> Path:
         return Path(_snapshot(model, revision, local_files_only=False))
     except (OfflineModeIsEnabled, BrokenConnection, XetDownloadError, OSError) as error:
         raise StartError(_reason(model, revision, error)) from None
+
+
+def fetch_files(
+    model: str, revision: str | None, choose: Callable[[Sequence[str]], list[str]]
+) -> tuple[Path, list[str]]:
+    """The folder and the names of those files of a Hub id that `choose` picks out of all names; cached ones first.
+
+    Raises StartError, as `choose` may when nothing fits.
+    """
+    from huggingface_hub import model_info  # slow to import, and only needed here
+
+    folder = _cached_snapshot(model, revision or "main")
+    if folder is not None:
+        try:
+            return folder, choose([path.name for path in folder.iterdir()])
+        except StartError:
+            log.info("that part of %s is not in the cache", model)
+    try:
+        listed = model_info(model, revision=revision, timeout=_HUB_TIMEOUT_S).siblings or []
+        names = choose([one.rfilename for one in listed if "/" not in one.rfilename])
+        return Path(snapshot_download(model, revision=revision, allow_patterns=names)), names
+    except HFValidationError as error:
+        raise StartError(f"{model!r} is no Hub id: {error}") from None
+    except (OfflineModeIsEnabled, BrokenConnection, XetDownloadError, OSError) as error:
+        raise StartError(_reason(model, revision, error)) from None
+
+
+def _cached_snapshot(model: str, revision: str) -> Path | None:
+    """The folder of what is cached of a Hub id at a branch, tag or commit, whole or not."""
+    from huggingface_hub import scan_cache_dir  # slow to import, and only needed here
+
+    try:
+        repos = [repo for repo in scan_cache_dir().repos if repo.repo_id == model]
+    except CacheNotFound:
+        return None
+    found = (one for repo in repos for one in repo.revisions if revision in (*one.refs, one.commit_hash))
+    return next((one.snapshot_path for one in found), None)
 
 
 def _snapshot(model: str, revision: str | None, *, local_files_only: bool) -> str:

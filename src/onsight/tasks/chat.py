@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
-from onsight.core.errors import InvalidRequest, RequestError, Unsupported
+from onsight.core.errors import InvalidRequest, Unsupported
 from onsight.core.generation import (
     Event,
     Finished,
@@ -27,7 +26,7 @@ from onsight.media.door import MediaDoor
 from onsight.models.card import ModelCard, PixelBudget
 from onsight.tasks.admission import Admission
 from onsight.tasks.pages import in_turn, page_requests
-from onsight.tasks.record import UNFORESEEN, Bookkeeper, Record
+from onsight.tasks.record import Bookkeeper, Record, kept
 from onsight.tasks.roster import Loaded, Roster
 
 Compose = Callable[[tuple[Message, ...]], tuple[Message, ...]]
@@ -95,7 +94,7 @@ class Chat:
         """
         loaded = self._roster.find(call.model)
         record = Record(call.request_id, call.task, loaded.name)
-        try:
+        with kept(record, self._bookkeepers):
             _check(call, loaded)
             with self._admission.place(call.n):
                 messages = await self._open(call, loaded.card, record)
@@ -109,17 +108,6 @@ class Chat:
                         if isinstance(choice.event, Finished):
                             record.finished(choice.event, own_prompt=call.by_page)
                         yield choice
-        except RequestError as error:
-            record.reason = error.code
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            if record.reason == UNFORESEEN:
-                record.reason = "cancelled"
-            raise
-        finally:
-            record.ended_s = time.monotonic()
-            for bookkeeper in self._bookkeepers:
-                bookkeeper(record)
 
     async def _open(self, call: ChatCall, card: ModelCard, record: Record) -> tuple[Message, ...]:
         parts = [part for draft in call.drafts for part in draft.parts]
@@ -280,6 +268,11 @@ def _check(call: ChatCall, loaded: Loaded) -> None:
                 param=f"messages.{index}.content",
             )
         for part in draft.parts:
+            if isinstance(part, ImageRef) and not loaded.card.sees:
+                raise Unsupported(
+                    f"model {loaded.name!r} reads text only; leave the pictures out, or ask a model that sees",
+                    param=part.param,
+                )
             if isinstance(part, VideoRef) and loaded.card.frames is None:
                 raise Unsupported(
                     f"model {loaded.name!r} does not see videos; send pictures of it, or ask a model that does",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from onsight.core.errors import RequestError
 from onsight.core.generation import Finished
 
 UNFORESEEN = "internal_error"
@@ -53,6 +56,11 @@ class Record:
         self.completion_tokens += event.usage.completion_tokens
         self.reason = event.reason
 
+    def embedded(self, tokens: int, image_tokens: int) -> None:
+        """Add one embedded input."""
+        self.prompt_tokens += tokens
+        self.image_tokens += image_tokens
+
     @property
     def first_token_ms(self) -> float | None:
         return None if self.first_token_s is None else (self.first_token_s - self.began_s) * 1000
@@ -67,3 +75,21 @@ class Record:
 
 Bookkeeper = Callable[[Record], None]
 """Called once with each ended Record, on the event loop; must not block."""
+
+
+@contextmanager
+def kept(record: Record, bookkeepers: Sequence[Bookkeeper]) -> Iterator[None]:
+    """Note how the request ends that the block works on, and tell the bookkeepers."""
+    try:
+        yield
+    except RequestError as error:
+        record.reason = error.code
+        raise
+    except (asyncio.CancelledError, GeneratorExit):
+        if record.reason == UNFORESEEN:
+            record.reason = "cancelled"
+        raise
+    finally:
+        record.ended_s = time.monotonic()
+        for bookkeeper in bookkeepers:
+            bookkeeper(record)

@@ -9,7 +9,7 @@ import pytest
 
 from onsight.core.embedding import Embedding
 from onsight.core.errors import InvalidRequest
-from onsight.engines.torch_engine.scoring import max_sim
+from onsight.engines.torch_engine.scoring import Shelf, max_sim
 
 DIMS = 8
 
@@ -57,3 +57,25 @@ def test_what_cannot_be_compared_is_refused() -> None:
         max_sim([drawn(1, 2)], [drawn(2, 2), embedding([])])
     with pytest.raises(InvalidRequest, match="query 0 has no vectors"):
         max_sim([embedding([])], [drawn(2, 2)])
+
+
+def unit(seed: int, rows: int) -> Embedding:
+    vectors = drawn(seed, rows).vectors()
+    return embedding([[number / sum(x * x for x in vector) ** 0.5 for number in vector] for vector in vectors])
+
+
+@pytest.mark.parametrize("most_products", [1, 100, 1 << 20])
+def test_a_shelf_of_bytes_scores_nearly_the_same(most_products: int) -> None:
+    pages = [unit(100 + seed, rows) for seed, rows in enumerate((7, 1, 30, 2, 7, 7))]
+    shelf = Shelf(pages, "int8", most_products)
+    for seed, rows in enumerate((3, 1, 12)):
+        query = unit(seed, rows)
+        exact = [plainly(query, page) for page in pages]
+        assert shelf.scores(query) == pytest.approx(exact, abs=0.01 * rows)
+        assert shelf.scores(query) != pytest.approx(exact, abs=1e-7)
+
+
+def test_a_shelf_is_for_queries_of_its_own_dimensions() -> None:
+    assert Shelf([]).scores(drawn(1, 2)) == []
+    with pytest.raises(InvalidRequest, match=r"\[4, 8\]"):
+        Shelf([drawn(1, 2)]).scores(embedding([[1.0] * 4], dims=4))

@@ -44,7 +44,7 @@ def to_call(request: ChatRequest, settings: ApiSettings, request_id: str, defaul
 
 def _draft(message: ChatMessage, place: str) -> Draft:
     role = "system" if message.role == "developer" else message.role
-    parts = tuple(_part(part, f"{place}.content.{index}") for index, part in enumerate(message.content))
+    parts = tuple(to_part(part, f"{place}.content.{index}") for index, part in enumerate(message.content))
     made = message.tool_calls or ()
     calls = tuple(ToolCall(call.id, call.function.name, call.function.arguments) for call in made)
     return Draft(role, parts + calls, message.tool_call_id)
@@ -58,7 +58,8 @@ def _tools(request: ChatRequest) -> ToolUse | None:
     return to_use(functions, "function.", name, named, request.parallel_tool_calls)
 
 
-def _part(part: Part, place: str) -> Text | ImageRef | VideoRef:
+def to_part(part: Part, place: str) -> Text | ImageRef | VideoRef:
+    """A part as tasks know it; `place`: where it stands in the request."""
     match part:
         case TextPart():
             return Text(part.text)

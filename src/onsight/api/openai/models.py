@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from onsight.api.services import Services
-from onsight.tasks.roster import Loaded
+from onsight.tasks.roster import AnyLoaded
 
 
 class PixelsObject(BaseModel):
@@ -74,10 +74,10 @@ class ModelRoutes:
 
     async def get(self, model: str) -> ModelObject:
         """One model by any of its names."""
-        return _model(model, self._roster.find(model))
+        return _model(model, self._roster.find_any(model))
 
 
-def _model(name: str, loaded: Loaded) -> ModelObject:
+def _model(name: str, loaded: AnyLoaded) -> ModelObject:
     card = loaded.card
     status = loaded.engine.status()
     usable = status.state == "ready"

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import os
 import threading
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
 from typing import TypeVar
@@ -16,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from onsight.core.engine import EngineState, EngineStatus, MemoryUse, Progress
-from onsight.core.errors import EngineFailed, RequestError, StartError, Unavailable
+from onsight.core.errors import RequestError, StartError, Unavailable
 from onsight.core.generation import Event, Finished, GenerateRequest
 from onsight.engines.torch_engine import kv_cache, loading
 from onsight.engines.torch_engine.chat_template import ChatTemplate
@@ -26,14 +24,15 @@ from onsight.engines.torch_engine.families import LoadFamily, load_family
 from onsight.engines.torch_engine.feature_cache import FeatureCache
 from onsight.engines.torch_engine.grammar import GrammarCompiler
 from onsight.engines.torch_engine.intake import Intake
-from onsight.engines.torch_engine.memory import memory_use, require_room
+from onsight.engines.torch_engine.memory import memory_use, pick_scheme, require_room
 from onsight.engines.torch_engine.prefix import SlotBook
+from onsight.engines.torch_engine.prepare_pool import PreparePool
 from onsight.engines.torch_engine.runner import Runner
 from onsight.engines.torch_engine.sampling import Sampler
 from onsight.engines.torch_engine.scheduler import Scheduler
 from onsight.engines.torch_engine.sequence import Sequence
 from onsight.engines.torch_engine.settings import TorchSettings
-from onsight.engines.torch_engine.step_loop import FAILED, Outbox, StepLoop
+from onsight.engines.torch_engine.step_loop import Outbox, StepLoop
 from onsight.engines.torch_engine.vocabulary import Vocabulary, end_token_ids
 from onsight.models.card import ModelCard
 
@@ -77,9 +76,7 @@ class TorchEngine:
         self._state: EngineState = "loading"
         self._loaded: _Loaded | None = None
         self._thread: threading.Thread | None = None
-        self._pool = ThreadPoolExecutor(
-            max_workers=max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="onsight-prepare"
-        )
+        self._pool = PreparePool()
         self._live: set[Sequence] = set()
         self._places = asyncio.Semaphore(_PREPARED * self._settings.max_num_seqs)
         self._outside = 0
@@ -107,7 +104,7 @@ class TorchEngine:
             self._loaded.loop.stop()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
-        self._pool.shutdown(wait=False)
+        self._pool.close()
 
     def status(self) -> EngineStatus:
         """What the last step left behind; never waits."""
@@ -167,13 +164,7 @@ class TorchEngine:
     async def _prepare(self, work: Callable[[_In], _Out], subject: _In) -> _Out:
         """Do the work in the pool."""
         self._require_ready()
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work, subject)
-        except RequestError:
-            raise
-        except Exception:  # the engine's boundary: whatever breaks concerns this request only
-            log.exception("a request could not be prepared")
-            raise EngineFailed(FAILED) from None
+        return await self._pool.run(work, subject)
 
     def _require_ready(self) -> _Loaded:
         if self._state != "ready" or self._loaded is None:
@@ -222,9 +213,10 @@ class TorchEngine:
         loading.check_folder(folder, self._card.replaces_code)
         device = loading.pick_device(settings.device)
         dtype = loading.pick_dtype(settings.dtype, device)
-        require_room(folder, device, dtype)
+        scheme = pick_scheme(folder, settings, device, dtype)
+        require_room(folder, device, dtype, scheme)
         vocabulary = Vocabulary(folder)
-        checkpoint = loading.Checkpoint(folder, device, dtype, self._progress)
+        checkpoint = loading.Checkpoint(folder, device, dtype, self._progress, scheme)
         family = self._load_family(self._card.family, checkpoint, vocabulary)
         decoder = family.decoder
         size = kv_cache.fit(decoder.shape, family.context_tokens, settings, device, dtype)
@@ -248,4 +240,4 @@ class TorchEngine:
             ends,
         )
         intake = Intake(family, vocabulary, template, grammars, features, size.tokens)
-        return _Loaded(intake, loop, device, size, memory_use(family, folder, dtype))
+        return _Loaded(intake, loop, device, size, memory_use(family, folder, dtype, scheme))

@@ -6,9 +6,9 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +17,8 @@ from transformers.initialization import no_init_weights
 
 from onsight.core.engine import Progress
 from onsight.core.errors import StartError
+from onsight.engines.torch_engine.narrowing import HEAD, PACKED, SCALES, WORDS, Narrowed, as_stored, by_rule, narrow
+from onsight.engines.torch_engine.quantize import INT8_BESIDE, Scheme, packed_bytes
 from onsight.engines.torch_engine.settings import DeviceChoice, DtypeChoice
 from onsight.models.hub import ADAPTER_CONFIG
 
@@ -25,12 +27,16 @@ log = logging.getLogger(__name__)
 JsonObject = dict[str, object]
 
 _REMOTE_CODE_FILES = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json")
-_INDEX = "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 """Where a checkpoint in several files says which tensor is in which."""
 _FORGETTABLE = (".rotary_emb.inv_freq", ".position_ids")
 """Buffers that old checkpoints store though they are computed, not learned."""
 _PLAIN_KINDS = ("F64", "F32", "F16", "BF16")
 """How safetensors calls the number formats that hold weights as they are; all others are quantised."""
+QUANT_METHOD = "onsight"
+"""In config.json: the weights are quantised, and this program reads them."""
+_STORED_BYTES = {"U8": 1, "I8": 1, "BF16": 2, "F32": 4}
+"""A number's, in the formats that are kept as they are stored."""
 _NAMED = 3
 """So many tensors of each fault are named in a refusal."""
 
@@ -40,12 +46,16 @@ class Checkpoint:
     """A folder that was checked, and how its model is to stand in memory.
 
     On torch's "meta" device tensors have shapes and no numbers: what is stored is then checked, and nothing is read.
+    `scheme`: the few bits in which the decoder's products stand, None for `dtype`. `keep` is handed the model when it
+    is whole, before any part is laid out for the processor.
     """
 
     folder: Path
     device: torch.device
     dtype: torch.dtype
     progress: Progress | None = None
+    scheme: Scheme | None = None
+    keep: Callable[[nn.Module], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,18 +156,18 @@ def dtype_for(choice: DtypeChoice, device_type: str, native_bfloat16: bool) -> t
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights: those that the index names, if there is one. Raises StartError."""
-    index = read_optional_json(folder / _INDEX)
+    index = read_optional_json(folder / INDEX)
     if not index:
         return sorted(folder.glob("*.safetensors"))
     table = index.get("weight_map")
     names = sorted({str(name) for name in table.values()}) if isinstance(table, dict) else []
     # A name with a path in it would have us open a file outside the folder.
     if not names or any(Path(name).name != name for name in names):
-        raise StartError(f"{folder / _INDEX} does not say which file holds which tensor (weight_map)")
+        raise StartError(f"{folder / INDEX} does not say which file holds which tensor (weight_map)")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise StartError(
-            f"{folder / _INDEX} names {_listed(missing)}, which the folder does not hold: download the model again"
+            f"{folder / INDEX} names {_listed(missing)}, which the folder does not hold: download the model again"
         )
     return [folder / name for name in names]
 
@@ -174,16 +184,38 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
                 if name in stored:
                     raise StartError(
                         f"{folder}: tensor {name} is both in {stored[name].path.name} and in {path.name}: keep one of"
-                        f" them, or say which in {_INDEX}"
+                        f" them, or say which in {INDEX}"
                     )
                 part = file.get_slice(name)
                 stored[name] = StoredTensor(name, path, tuple(part.get_shape()), str(part.get_dtype()))
     return stored
 
 
-def weight_bytes(folder: Path, dtype: torch.dtype) -> int:
-    """What the weights take in memory as `dtype`. Raises StartError as `stored_tensors` does."""
-    return dtype.itemsize * sum(one.numbers for one in stored_tensors(folder).values())
+def weight_bytes(folder: Path, dtype: torch.dtype, scheme: Scheme | None = None) -> int:
+    """What the weights take in memory as `dtype`, with the decoder's products in `scheme`.
+
+    Raises StartError as `stored_tensors` does.
+    """
+    stored = stored_tensors(folder)
+    if scheme is None:
+        return dtype.itemsize * sum(one.numbers for one in stored.values())
+    saved = packed_as(folder) is not None
+    tables = [one for one in stored.values() if one.name.endswith(f"{WORDS}.weight")]
+    tied = not saved and not any(f"{HEAD}.weight" in name for name in stored)
+    head = sum(_bytes_of(replace(one, name=f"{HEAD}.weight"), dtype, scheme) for one in tables[:1] if tied)
+    return head + sum(_bytes_of(one, dtype, None if saved else scheme) for one in stored.values())
+
+
+def _bytes_of(one: StoredTensor, dtype: torch.dtype, scheme: Scheme | None) -> int:
+    """What a tensor takes beside products of few bits; `scheme`: None where it is stored as it will stand."""
+    name, plain = one.name.removesuffix(".weight"), len(one.shape) == 2 and one.name.endswith(".weight")
+    few = by_rule(scheme)(name, one.shape[1]) if scheme is not None and plain else None
+    if few is not None:
+        return packed_bytes(few, *one.shape)
+    half = plain and one.kind == "BF16" and dtype == torch.float32
+    as_stored = half or one.name.endswith((PACKED, SCALES))
+    laid_out = one.shape[0] * INT8_BESIDE if one.name.endswith(PACKED) and one.kind == "I8" else 0
+    return one.numbers * (_STORED_BYTES[one.kind] if as_stored else dtype.itemsize) + laid_out
 
 
 @contextmanager
@@ -211,8 +243,12 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, rename: Callable[[str
     Raises StartError that names the tensors that are missing, unexpected, mis-shaped or there twice, before any of them
     is read; computed buffers and tied output weights may be absent or present.
     """
-    targets: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
     stored = stored_tensors(checkpoint.folder)
+    order = packed_as(checkpoint.folder)
+    narrowed = _narrow(model, checkpoint, stored, rename)
+    targets: dict[str, torch.Tensor] = model.state_dict(keep_vars=True)
+    if order is None:
+        targets = narrowed.targets(targets)
     places = _account(checkpoint.folder, stored, targets, rename)
     if checkpoint.device.type == "meta":
         return
@@ -220,10 +256,61 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, rename: Callable[[str
     for path in sorted({one.path for one in stored.values()}):
         with _opened(path, "pt") as file, torch.no_grad():
             for name in [name for name in places if stored[name].path == path]:
-                targets[places[name]].copy_(file.get_tensor(name))
+                tensor, place = file.get_tensor(name), places[name]
+                if order is None and place in narrowed.parts:
+                    linear, part = narrowed.parts[place]
+                    linear.take(part, tensor)
+                elif order is not None and targets[place].dtype == tensor.dtype:
+                    targets[place].data = tensor  # stays in the file until it is read
+                else:
+                    targets[place].copy_(tensor)
                 done += 1
                 if checkpoint.progress is not None:
                     checkpoint.progress(done, len(places))
+    narrowed.finish(targets, order)
+    if checkpoint.keep is not None:
+        checkpoint.keep(model)
+    narrowed.settle()
+
+
+def _narrow(
+    model: nn.Module, checkpoint: Checkpoint, stored: dict[str, StoredTensor], rename: Callable[[str], str | None]
+) -> Narrowed:
+    """Make room in `model` for what is to be held in few bits; none where `checkpoint` has no scheme."""
+    if checkpoint.scheme is None:
+        return Narrowed()
+    kinds = {place: one.kind for name, one in stored.items() if (place := rename(name)) is not None}
+    saved = packed_as(checkpoint.folder) is not None
+    with torch.device(checkpoint.device):
+        return narrow(model, as_stored(kinds) if saved else by_rule(checkpoint.scheme), kinds, checkpoint.dtype)
+
+
+def saved_scheme(folder: Path) -> Scheme | None:
+    """The few bits in which `onsight quantize` wrote `folder`; None for plain weights.
+
+    Raises StartError for weights that another program quantised.
+    """
+    found = _quantisation(folder)
+    if found is None:
+        return None
+    for scheme in get_args(Scheme):
+        if (found.get("quant_method"), found.get("scheme")) == (QUANT_METHOD, scheme):
+            return cast(Scheme, scheme)
+    raise StartError(
+        f"{folder / 'config.json'} says that the weights are quantised by {found.get('quant_method')!r}, which is not"
+        " read here: take the plain weights, and --quantize if memory is short"
+    )
+
+
+def packed_as(folder: Path) -> str | None:
+    """The order of the bits in a folder that `onsight quantize` wrote; None for plain weights."""
+    found = _quantisation(folder)
+    return None if found is None or found.get("quant_method") != QUANT_METHOD else str(found.get("order"))
+
+
+def _quantisation(folder: Path) -> JsonObject | None:
+    found = read_optional_json(folder / "config.json").get("quantization_config")
+    return found if isinstance(found, dict) else None
 
 
 def require_finite(folder: Path) -> int:

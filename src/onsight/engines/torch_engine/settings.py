@@ -7,6 +7,7 @@ from typing import Literal
 
 DeviceChoice = Literal["auto", "cpu", "cuda", "mps"]
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
+QuantizeChoice = Literal["auto", "none", "int4", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +17,8 @@ class TorchSettings:
     `max_model_len`: most tokens of prompt and answer together; None is the checkpoint's own limit, lowered when memory
     is short. `max_num_seqs`: requests that run at once, each in a slot of its own. `image_cache_bytes`: bound of the
     image feature cache. `kv_cache_tokens`: places for keys and values over all slots; None is what free memory holds.
-    `threads`: CPU threads of one forward; None is torch's own choice.
+    `threads`: CPU threads of one forward; None is torch's own choice. `quantize`: bits of the decoder's weights; "auto"
+    is none, and int4 on a CPU where the weights would fill most of the free memory.
     """
 
     device: DeviceChoice = "auto"
@@ -26,3 +28,4 @@ class TorchSettings:
     image_cache_bytes: int = 256 << 20
     kv_cache_tokens: int | None = None
     threads: int | None = None
+    quantize: QuantizeChoice = "auto"

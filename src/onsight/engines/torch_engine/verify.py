@@ -93,6 +93,9 @@ def verify(folder: Path, card: ModelCard, settings: TorchSettings, progress: Pro
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     loading.check_folder(folder, card.replaces_code)
+    scheme = loading.saved_scheme(folder)
+    if scheme is not None:
+        raise StartError(f"{folder} holds {scheme} weights, which transformers cannot read: verify the plain model")
     device = loading.pick_device(settings.device)
     dtype = loading.pick_dtype(settings.dtype, device)
     vocabulary = Vocabulary(folder)

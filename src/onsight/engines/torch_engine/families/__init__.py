@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from onsight.core.errors import StartError
 from onsight.engines.torch_engine.families.family import Family
 from onsight.engines.torch_engine.loading import Checkpoint
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    from onsight.engines.torch_engine.families.colqwen import ColQwen
+
 LoadFamily = Callable[[str, Checkpoint, Vocabulary], Family]
+LoadEmbedder = Callable[[str, Checkpoint], "ColQwen"]
 
 
 def load_family(name: str, checkpoint: Checkpoint, vocabulary: Vocabulary) -> Family:
@@ -37,3 +42,12 @@ def load_family(name: str, checkpoint: Checkpoint, vocabulary: Vocabulary) -> Fa
         case _:
             known = "smolvlm, qwen_vl, mllama and phi3_vision"
             raise StartError(f"the torch engine has no family {name!r}; it has {known}")
+
+
+def load_embedder(name: str, checkpoint: Checkpoint) -> ColQwen:
+    """As `load_family`, for the one family that makes vectors, not text."""
+    if name != "colqwen":
+        raise StartError(f"the torch engine makes no vectors with family {name!r}; it does with colqwen")
+    from onsight.engines.torch_engine.families.colqwen import ColQwen
+
+    return ColQwen(checkpoint)

@@ -16,7 +16,9 @@ from onsight.core.messages import Image, Text
 from onsight.engines.torch_engine.adapter import merge_adapter, read_adapter
 from onsight.engines.torch_engine.families.qwen_images import IMAGE, QwenImages, encode
 from onsight.engines.torch_engine.families.qwen_vl import read_config
+from onsight.engines.torch_engine.length_groups import BATCH_TOKENS, grouped
 from onsight.engines.torch_engine.loading import Checkpoint, check_folder, load_weights
+from onsight.engines.torch_engine.memory import require_room
 from onsight.engines.torch_engine.prompt import ImagePlan, Prompt, write
 from onsight.engines.torch_engine.turns import Piece, TemplateText
 from onsight.engines.torch_engine.vocabulary import Vocabulary
@@ -30,10 +32,6 @@ _BEFORE_PAGE = TemplateText("<|im_start|>user\n<|vision_start|>")
 _AFTER_PAGE = TemplateText("<|vision_end|>Describe the image.<|im_end|><|endoftext|>")
 _AFTER_QUERY = TemplateText("<|endoftext|>" * 10)
 """Places without meaning of their own, which the model was trained to use for what a query does not say."""
-_BATCH_TOKENS = 16_384
-"""About twenty pages."""
-_PADDED = 1.25
-"""A forward's longest input is at most so many times as long as its shortest."""
 _MOVED = (("model.visual.", "visual."), ("model.language_model.", "language_model."), ("model.", "language_model."))
 """Earlier beginnings of tensors' names, and ours."""
 
@@ -41,10 +39,10 @@ _MOVED = (("model.visual.", "visual."), ("model.language_model.", "language_mode
 class ColQwen:
     """Queries and pages as vectors; every vector has length 1.
 
-    `merge`: how many of the tower's patches an image token has on each side. `context_tokens`: most tokens of an
-    input. `read` and `look` may run on several threads at once, `embed` on the model's own. Pages keep their shape; for
-    `detail`, `min_pixels` and `max_pixels` see `QwenImages`. A page is seen in at most 768 tokens unless its
-    `max_pixels` says otherwise.
+    `dims`: numbers in a vector. `merge`: how many of the tower's patches an image token has on each side.
+    `context_tokens`: most tokens of an input. `weight_bytes`: what the model takes in memory. `read` and `look` may run
+    on several threads at once, `embed` on the model's own. Pages keep their shape; for `detail`, `min_pixels` and
+    `max_pixels` see `QwenImages`. A page is seen in at most 768 tokens unless its `max_pixels` says otherwise.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -55,6 +53,7 @@ class ColQwen:
         if base_name is not None:
             adapter, base = read_adapter(own), locate_base(own, base_name)
         check_folder(base)
+        require_room(base, checkpoint.device, checkpoint.dtype)
         source = Checkpoint(base, checkpoint.device, checkpoint.dtype, checkpoint.progress)
         config = read_config(source)
         with no_init_weights(), torch.device(source.device):
@@ -74,7 +73,8 @@ class ColQwen:
         self._images = QwenImages(settings, self.image_token_id, most_pixels=_MOST_PIXELS, param="input")
         self.context_tokens = int(config.text_config.max_position_embeddings)
         self.device, self.dtype = source.device, source.dtype
-        self.merge = self._images.merge
+        self.merge, self.dims = self._images.merge, DIMS
+        self.weight_bytes = sum(weight.nbytes for weight in parts.parameters())
 
     def n_patches(self, width: int, height: int) -> tuple[int, int]:
         """(columns, rows) of vectors that a page of `width` x `height` px takes, without any option.
@@ -107,14 +107,14 @@ class ColQwen:
             assert isinstance(span.plan, ImagePlan)  # `read` plans nothing else
             span.pixels = self._images.prepare(span.plan)
 
-    def embed(self, prompts: Sequence[Prompt], batch_tokens: int = _BATCH_TOKENS) -> list[Embedding]:
+    def embed(self, prompts: Sequence[Prompt], batch_tokens: int = BATCH_TOKENS) -> list[Embedding]:
         """One embedding for each prompt that `look` has seen, in their order.
 
         Inputs of like length share a forward of at most `batch_tokens`, padding included, or of one longer input.
         Which ones share it changes no vector by more than rounding.
         """
         made: dict[int, Embedding] = {}
-        for group in _groups([len(prompt.token_ids) for prompt in prompts], batch_tokens):
+        for group in grouped([len(prompt.token_ids) for prompt in prompts], batch_tokens):
             chosen = [prompts[index] for index in group]
             with torch.inference_mode():
                 vectors = self._forward(chosen).cpu()
@@ -152,19 +152,6 @@ def _embedding(prompt: Prompt, rows: torch.Tensor) -> Embedding:
     count = len(prompt.token_ids)
     spans = [ImageSpan(span.start, span.stop - span.start) for span in prompt.spans]
     return Embedding(rows[:count].numpy().tobytes(), count, DIMS, spans[0] if spans else NO_IMAGE)
-
-
-def _groups(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices of `lengths`, those of like length together, each group within the bounds of one forward."""
-    groups: list[list[int]] = []
-    shortest = 0
-    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        length = lengths[index]
-        if not groups or length > _PADDED * shortest or (len(groups[-1]) + 1) * length > batch_tokens:
-            groups.append([])
-            shortest = length
-        groups[-1].append(index)
-    return groups
 
 
 def _holding(own: Path, base: Path, *names: str) -> Path:

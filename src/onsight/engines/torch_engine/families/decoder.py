@@ -9,7 +9,8 @@ from torch import nn
 
 from onsight.engines.torch_engine.families.fused import FusedLayer, signed
 from onsight.engines.torch_engine.families.key_values import KeyValues, KeyValueShape
-from onsight.engines.torch_engine.families.product import product
+from onsight.engines.torch_engine.families.product import AnyLinear, product
+from onsight.engines.torch_engine.quantize import count_weights
 
 
 class Decoder:
@@ -18,22 +19,23 @@ class Decoder:
     The layers are fused one by one out of transformers' own, which are let go, so that weights are never held twice.
     """
 
-    def __init__(self, text_model: nn.Module, head: nn.Linear, shape: KeyValueShape, axes: int) -> None:
+    def __init__(self, text_model: nn.Module, head: AnyLinear, shape: KeyValueShape, axes: int) -> None:
         """`text_model` has transformers' usual parts; `axes`: 1 for plain rotary positions, 3 for Qwen's."""
         self._embed = text_model.get_submodule("embed_tokens")
         self._norm = text_model.get_submodule("norm")
+        norm = self._norm.get_parameter("weight")  # of the products and the embedding some may be held otherwise
         self._rotary = text_model.get_submodule("rotary_emb")
-        self._head = product(head.weight, head.bias)
+        self._head = product(head)
         self.shape = shape
         self.axes = axes
         self.vocab_rows = head.out_features
         """How many logits there are, which may differ from how many tokens have text."""
-        self.device = head.weight.device
-        self.dtype = head.weight.dtype
+        self.device = norm.device
+        self.dtype = norm.dtype
         self.project: Callable[[torch.Tensor], torch.Tensor] | None = None
         """One picture's [tokens, hidden] as [layers, 2, kv heads, tokens, dim], where cross-attention sees pictures."""
         layers = text_model.get_submodule("layers")
-        self.layer_weights = sum(weight.numel() for weight in layers.get_submodule("0").parameters())
+        self.layer_weights = count_weights(layers.get_submodule("0"))
         """Numbers in the first layer."""
         for name, layer in list(layers.named_children()):
             layers.add_module(name, self._fuse(layer, int(name)))

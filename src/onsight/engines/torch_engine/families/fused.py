@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from onsight.engines.torch_engine.families.key_values import KeyValues
-from onsight.engines.torch_engine.families.product import joined, product
+from onsight.engines.torch_engine.families.product import AnyLinear, joined, product
 
 
 class FusedLayer(nn.Module):
@@ -27,13 +27,13 @@ class FusedLayer(nn.Module):
         self._into_heads = _join(attention, "qkv_proj", ("q_proj", "k_proj", "v_proj"))
         self._into_gate = _join(gated, "gate_up_proj", ("gate_proj", "up_proj"))
         from_heads, down = _linear(attention, "o_proj"), _linear(gated, "down_proj")
-        self._from_heads, self._down = product(from_heads.weight, from_heads.bias), product(down.weight, down.bias)
+        self._from_heads, self._down = product(from_heads), product(down)
         self._heads = (from_heads.in_features // dim, key_value_heads, key_value_heads)
         self._dim = dim
         self._place = place
         self._first_norm = layer.get_submodule("input_layernorm")
         self._second_norm = layer.get_submodule("post_attention_layernorm")
-        self._activate = next(part for part in gated.children() if not isinstance(part, nn.Linear))
+        self._activate = next(part for part in gated.children() if not isinstance(part, AnyLinear))
 
     def forward(
         self,
@@ -83,8 +83,8 @@ def _join(parent: nn.Module, whole: str, parts: tuple[str, ...]) -> nn.Module:
     return joined(*(_linear(parent, name) for name in ((whole,) if whole in names else parts)))
 
 
-def _linear(parent: nn.Module, name: str) -> nn.Linear:
+def _linear(parent: nn.Module, name: str) -> AnyLinear:
     found = parent.get_submodule(name)
-    if not isinstance(found, nn.Linear):
+    if not isinstance(found, AnyLinear):
         raise AttributeError(f"{name} is a {type(found).__name__}, not a Linear")
     return found

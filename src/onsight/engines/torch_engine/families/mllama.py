@@ -30,7 +30,7 @@ from onsight.engines.torch_engine.families.decoder import Decoder
 from onsight.engines.torch_engine.families.fused import FusedLayer, signed
 from onsight.engines.torch_engine.families.key_values import CrossShape, KeyValues, KeyValueShape, Sight
 from onsight.engines.torch_engine.families.pictures import as_picture, refuse_pixel_bounds
-from onsight.engines.torch_engine.families.product import product, store_in_blocks
+from onsight.engines.torch_engine.families.product import AnyLinear, product, store_in_blocks
 from onsight.engines.torch_engine.loading import Checkpoint, empty_model, image_settings, load_weights, read_json
 from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Prompt
 from onsight.engines.torch_engine.tool_syntax import PLAIN
@@ -55,7 +55,7 @@ them) or mangle a system turn that somebody wrote: this is the turns alone, as t
 class MllamaDecoder(Decoder):
     """See `Decoder`. The key-value cache holds the layers that see text; the others see `KeyValues.sight`."""
 
-    def __init__(self, text_model: nn.Module, head: nn.Linear, shape: KeyValueShape) -> None:
+    def __init__(self, text_model: nn.Module, head: AnyLinear, shape: KeyValueShape) -> None:
         self._crossing: list[MllamaCrossAttentionDecoderLayer] = []
         super().__init__(text_model, head, shape, axes=1)
         self.project = self._project
@@ -129,8 +129,7 @@ class Mllama:
         load_weights(model, checkpoint, _rename)
         self._vision = model.model.vision_model
         store_in_blocks(self._vision)
-        projector = model.model.multi_modal_projector
-        self._projector = product(projector.weight, projector.bias)
+        self._projector = product(model.model.multi_modal_projector)
         self._processor = MllamaImageProcessorPil(**image_settings(folder))
         self._tiles = int(self._processor.max_image_tiles)
         text = config.text_config

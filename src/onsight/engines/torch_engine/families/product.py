@@ -9,6 +9,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from onsight.engines.torch_engine.quantize import HalfLinear, QuantisedLinear
+
+AnyLinear = nn.Linear | QuantisedLinear | HalfLinear
+"""A product of a model that was read: plain, or held in few bits."""
 _VECTOR_CAPABILITIES = ("AVX2", "AVX512")
 """The processors, by PyTorch's names, on which blocks were measured to be faster."""
 _NUMBERS = (torch.float32, torch.bfloat16)
@@ -43,18 +47,25 @@ class RowLinear(nn.Module):
         return nn.functional.linear(values, self._weight, self._bias)
 
 
-def product(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Module:
-    """[..., in] -> [..., out] by `weight` [out, in] and `bias` [out], in the layout that suits their device."""
-    return BlockedLinear(weight, bias) if _blocks_suit(weight) else RowLinear(weight, bias)
+def product(linear: AnyLinear) -> nn.Module:
+    """[..., in] -> [..., out] as `linear` does it, in the layout that suits its device."""
+    return _laid_out(linear.weight, linear.bias) if isinstance(linear, nn.Linear) else linear
 
 
-def joined(*linears: nn.Linear) -> nn.Module:
-    """One product in place of several with the same input: [..., in] -> [..., all their outputs, in order]."""
-    biases: list[torch.Tensor] = [linear.bias for linear in linears if linear.bias is not None]
+def joined(*linears: AnyLinear) -> nn.Module:
+    """One product in place of several with the same input: [..., in] -> [..., all their outputs, in order].
+
+    Those that are held in few bits were joined before they were read.
+    """
+    if len(linears) == 1:
+        return product(linears[0])
+    plain = [linear for linear in linears if isinstance(linear, nn.Linear)]
+    if len(plain) < len(linears):
+        raise ValueError("products of few bits are joined when they are made, and not afterwards")
+    biases: list[torch.Tensor] = [linear.bias for linear in plain if linear.bias is not None]
     if len(biases) not in (0, len(linears)):
         raise ValueError("some of the products to be joined have a bias, and some have none")
-    weights: list[torch.Tensor] = [linear.weight for linear in linears]
-    return product(torch.cat(weights), torch.cat(biases) if biases else None)
+    return _laid_out(torch.cat([linear.weight for linear in plain]), torch.cat(biases) if biases else None)
 
 
 def store_in_blocks(module: nn.Module) -> None:
@@ -64,6 +75,10 @@ def store_in_blocks(module: nn.Module) -> None:
             store_in_blocks(child)
         elif _blocks_suit(child.weight):
             module.add_module(name, BlockedLinear(child.weight, child.bias))
+
+
+def _laid_out(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Module:
+    return BlockedLinear(weight, bias) if _blocks_suit(weight) else RowLinear(weight, bias)
 
 
 def _blocks_suit(weight: torch.Tensor) -> bool:

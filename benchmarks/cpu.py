@@ -1,0 +1,291 @@
+"""Models on a plain CPU, random weights of the published shapes: float32, 8 and 4 bits, and transformers' `generate`.
+
+python -m benchmarks.cpu [--shapes NAME ...] [--sides NAME ...] [--layers N] [--rounds N] [--tokens N] [--models FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+import torch
+
+from benchmarks.families import QUESTION, SPARE_BYTES, Generate, Ours, Pictures, Plan, Written, prompts
+from benchmarks.report import RESULTS, Aim, Cell, Report, Table, median, publish
+from benchmarks.shapes import SHAPES, Shape, reference, shortened, weights, write_shape
+from onsight.core.messages import Image, Message, Text
+from onsight.engines.torch_engine import TorchEngine, TorchSettings
+from onsight.engines.torch_engine.families import load_family
+from onsight.engines.torch_engine.families.family import Family
+from onsight.engines.torch_engine.loading import Checkpoint
+from onsight.engines.torch_engine.settings import QuantizeChoice
+from onsight.engines.torch_engine.vocabulary import Vocabulary
+from onsight.models.card import find_card
+
+DEFAULT = ("SmolVLM2-256M", "SmolVLM2-500M", "SmolVLM2-2.2B", "Llama-3.2-Vision-11B")
+REQUESTS = (1, 4)
+BYTES_A_WEIGHT = {"float32": 4.0, "int8": 1.3, "int4": 0.9, "generate": 4.0}
+"""About, with the parts that stay wide; for deciding whether a side fits."""
+_ENDLESS_S = 1e9
+_WATCH_S = 0.02
+
+
+class CpuSide(Protocol):
+    """What is measured of one way to run a model."""
+
+    async def write(self, asked: Sequence[Message], tokens: int) -> Written:
+        """Answer all at once; tokens/s from the moment when all had their first."""
+        ...
+
+    async def first(self, prompt: Message) -> tuple[float, int]:
+        """(seconds until the first token, tokens of the prompt)."""
+        ...
+
+    def encode(self, image: Image) -> float | None:
+        """Seconds from pixels to features; None where it cannot be asked for alone."""
+        ...
+
+
+class Onsight(Ours):
+    """The engine, and its family, so that pictures can be encoded alone."""
+
+    def __init__(self, engine: TorchEngine, family: Family) -> None:
+        super().__init__(engine)
+        self._family = family
+
+    def encode(self, image: Image) -> float | None:
+        """See `CpuSide.encode`; resizing counts."""
+        began_s = time.perf_counter()
+        with torch.inference_mode():
+            self._family.encode([self._family.prepare(self._family.plan(image))])
+        return time.perf_counter() - began_s
+
+
+class Transformers(Generate):
+    """transformers' own model."""
+
+    def encode(self, image: Image) -> float | None:
+        """See `CpuSide.encode`."""
+        return None
+
+
+@asynccontextmanager
+async def _onsight(shape: Shape, folder: Path, quantize: QuantizeChoice) -> AsyncIterator[CpuSide]:
+    loaded: list[Family] = []
+
+    def load(name: str, checkpoint: Checkpoint, vocabulary: Vocabulary) -> Family:
+        loaded.append(load_family(name, checkpoint, vocabulary))
+        return loaded[-1]
+
+    slots = max(REQUESTS)
+    settings = TorchSettings(
+        device="cpu",
+        dtype="float32",
+        quantize=quantize,
+        max_num_seqs=slots,
+        max_model_len=shape.context,
+        kv_cache_tokens=slots * shape.context,  # places are memory only once they are written to
+    )
+    engine = TorchEngine(folder, find_card(shape.name, folder), settings, load_family=load)
+    await engine.start()
+    try:
+        yield Onsight(engine, loaded[0])
+    finally:
+        await engine.close()
+
+
+@asynccontextmanager
+async def _generate(shape: Shape, folder: Path) -> AsyncIterator[CpuSide]:
+    plan = Plan(torch.device("cpu"), torch.float32, REQUESTS, 0, 0, _ENDLESS_S)
+    yield Transformers(reference(shape, folder), plan)
+
+
+Open = Callable[[Shape, Path], AbstractAsyncContextManager[CpuSide]]
+SIDES: dict[str, Open] = {
+    "float32": lambda shape, folder: _onsight(shape, folder, "none"),
+    "int8": lambda shape, folder: _onsight(shape, folder, "int8"),
+    "int4": lambda shape, folder: _onsight(shape, folder, "int4"),
+    "generate": _generate,
+}
+"""Another program gets a column by an entry here and in `BYTES_A_WEIGHT`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One side's figures: tokens/s by requests, seconds, bytes.
+
+    `resident` is what the process held once it was loaded, `anonymous` what of that is not a file's; `peak` is the most
+    of the whole run, the mapped files that were read included.
+    """
+
+    prefill: dict[int, float]
+    decode: dict[int, float]
+    encode_s: float | None
+    first_s: float
+    load_s: float
+    resident: int
+    anonymous: int
+    peak: int
+    peak_anonymous: int
+
+
+class Memory:
+    """Watches what this process holds, from now on."""
+
+    def __init__(self) -> None:
+        self.peak = self.peak_anonymous = 0
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def now(self) -> tuple[int, int]:
+        """(resident, and what of that is no file's)."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        table = dict(line.split(":", 1) for line in lines if line.startswith(("VmRSS", "RssAnon")))
+        held = {name: int(value.split()[0]) << 10 for name, value in table.items()}
+        return held["VmRSS"], held["RssAnon"]
+
+    def _watch(self) -> None:
+        while True:
+            resident, anonymous = self.now()
+            self.peak, self.peak_anonymous = max(self.peak, resident), max(self.peak_anonymous, anonymous)
+            time.sleep(_WATCH_S)
+
+
+async def measure(side: str, shape: Shape, folder: Path, tokens: int, rounds: int) -> Found:
+    """All figures of one side, each the median of the rounds."""
+    memory, drawn, numbers = Memory(), Pictures(), itertools.count(1)
+    began_s = time.perf_counter()
+    async with SIDES[side](shape, folder) as running:
+        load_s = time.perf_counter() - began_s
+        resident, anonymous = memory.now()
+        await running.write(prompts(1, numbers), 2)  # not counted: the first request pays for lazy set-up
+        prefill: dict[int, list[float]] = {}
+        decode: dict[int, list[float]] = {}
+        firsts, encodes = [], []
+        for _ in range(rounds):
+            for count in REQUESTS:
+                asked = prompts(count, numbers)
+                decode.setdefault(count, []).append((await running.write(asked, tokens)).tokens_per_s)
+                asked, began_s = prompts(count, numbers), time.perf_counter()
+                read = sum([one for _, one in await asyncio.gather(*(running.first(prompt) for prompt in asked))])
+                prefill.setdefault(count, []).append(read / (time.perf_counter() - began_s))
+            picture = drawn.next(*shape.screens[0])
+            spent = running.encode(drawn.next(*shape.screens[0]))
+            encodes += [] if spent is None else [spent]
+            firsts.append((await running.first(Message("user", (picture, Text(QUESTION)))))[0])
+    return Found(
+        {count: median(values) for count, values in prefill.items()},
+        {count: median(values) for count, values in decode.items()},
+        median(encodes) if encodes else None,
+        median(firsts), load_s, resident, anonymous, memory.peak, memory.peak_anonymous,
+    )  # fmt: skip
+
+
+def obstacle(side: str, shape: Shape) -> str | None:
+    """Why a side cannot be measured here, as a sentence; None when it can."""
+    needed, free = int(weights(shape) * BYTES_A_WEIGHT[side]) + SPARE_BYTES, psutil.virtual_memory().available
+    if needed <= free:
+        return None
+    return (
+        f"{shape.name}, {side}: left out, it takes about {needed / 2**30:.0f} GiB of memory and {free / 2**30:.0f} GiB"
+        " are free."
+    )
+
+
+def in_child(side: str, shape: Shape, folder: Path, arguments: argparse.Namespace) -> Found:
+    """`measure` in a process of its own, so that memory is its alone. Raises CalledProcessError."""
+    command = [sys.executable, "-m", "benchmarks.cpu", "--child", str(folder), "--shapes", shape.name, "--sides", side]
+    command += ["--tokens", str(arguments.tokens), "--rounds", str(arguments.rounds)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    table = json.loads(done.stdout.splitlines()[-1])
+    for name in ("prefill", "decode"):
+        table[name] = {int(count): value for count, value in table[name].items()}
+    return Found(**table)
+
+
+def report(found: dict[tuple[str, str], Found], left_out: Sequence[str], arguments: argparse.Namespace) -> Report:
+    """The tables; one row a shape and side."""
+    rows: list[tuple[Cell, ...]] = []
+    for (shape, side), one in found.items():
+        encode: Cell = "–" if one.encode_s is None else one.encode_s
+        sizes = [size / 2**30 for size in (one.resident, one.anonymous, one.peak, one.peak_anonymous)]
+        speeds = [*(one.prefill[count] for count in REQUESTS), *(one.decode[count] for count in REQUESTS)]
+        rows.append((shape, side, *speeds, encode, one.first_s, one.load_s, *sizes))
+    aims = [
+        Aim(
+            f"{shape}: int4 writes, beside float32, one request", 2.0,
+            found[shape, "int4"].decode[1] / found[shape, "float32"].decode[1], "x", at_least=True,
+        )
+        for shape in dict.fromkeys(shape for shape, _ in found)
+        if {(shape, "int4"), (shape, "float32")} <= found.keys()
+    ]  # fmt: skip
+    columns = (
+        "shape", "weights", "reading, tokens/s, 1 request", f"{REQUESTS[1]} requests",
+        "writing, tokens/s, 1 request", f"{REQUESTS[1]} requests", "encoding a screen, s",
+        "first token with it, s", "loading, s", "resident, GiB", "of it no file's", "peak, GiB", "of it no file's",
+    )  # fmt: skip
+    notes = (
+        *left_out,
+        f"Each figure is the median of {arguments.rounds} rounds; answers have {arguments.tokens} tokens; float32"
+        " activations. Each row ran in a process of its own, on random weights stored as bfloat16.",
+        '"float32", "int8" and "int4" are Onsight with --quantize none, int8 and int4; "generate" is transformers.',
+        "Peaks hold the pages of the checkpoint's files that were being read, which the system takes back when it needs"
+        ' them; "of it no file\'s" is what a machine must have.',
+        *([f"Decoders were cut to {arguments.layers} layers."] if arguments.layers else []),
+    )
+    return Report("cpu", "Models on a CPU", tuple(aims), (Table("All", columns, tuple(rows)),), notes)
+
+
+def parse(given: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(DEFAULT))
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
+    parser.add_argument("--layers", type=int, help="layers of each decoder; all if unset")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--models", type=Path, help="where checkpoints are kept for a next run; nowhere if unset")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args(given)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Measure every side of every shape, and write the report."""
+    arguments = parse(given)
+    if arguments.child:
+        shape = SHAPES[arguments.shapes[0]]
+        found = asyncio.run(measure(arguments.sides[0], shape, arguments.child, arguments.tokens, arguments.rounds))
+        print(json.dumps({name: getattr(found, name) for name in Found.__slots__}))
+        return
+    measured: dict[tuple[str, str], Found] = {}
+    left_out: list[str] = []
+    for name in arguments.shapes:
+        shape = shortened(SHAPES[name], arguments.layers) if arguments.layers else SHAPES[name]
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = (arguments.models or Path(temporary)) / (f"{name}-{arguments.layers or 'all'}")
+            if not folder.exists():
+                write_shape(shape, folder)
+            for side in arguments.sides:
+                reason = obstacle(side, shape)
+                if reason is not None:
+                    left_out.append(reason)
+                    continue
+                measured[name, side] = in_child(side, shape, folder, arguments)
+                print(name, side, measured[name, side], flush=True)
+    publish(report(measured, left_out, arguments), arguments.out)
+
+
+if __name__ == "__main__":
+    main()

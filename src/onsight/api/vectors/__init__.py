@@ -1,0 +1,1 @@
+"""Vectors and what is made of them: embeddings, scores, rankings."""

@@ -1,0 +1,97 @@
+"""Wire items as the inputs that the embedding task understands. Pure; vectors are not decoded on the event loop."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy
+
+from onsight.api.openai.calls import to_part
+from onsight.api.openai.wire import Part
+from onsight.api.vectors.wire import EmbeddingsRequest, RerankRequest, ScoreRequest, Vectors
+from onsight.core.embedding import Embedding
+from onsight.core.errors import InvalidRequest, Unsupported
+from onsight.core.messages import ImageRef, Text
+from onsight.tasks.embed import EmbedCall, ScoreCall
+from onsight.tasks.vectors import VectorForm, from_numbers, unpack
+
+InputType = Literal["query", "document"]
+
+_ELSEWHERE = {
+    "query": "a query is a text here, not a picture",
+    "document": "a document is the picture of a page here, not a text: send an image_url part",
+}
+
+
+def embed_call(wire: EmbeddingsRequest, request_id: str, *, streamed: bool) -> EmbedCall:
+    """Raises Unsupported for an input that is not what `input_type` says."""
+    if wire.messages is not None:
+        places = [(wire.messages[0].content[0], "messages.0.content.0")]
+    else:
+        places = [(part, f"input.{index}") for index, part in enumerate(wire.input or ())]
+    return EmbedCall(
+        tuple(_input(part, place, wire.input_type) for part, place in places),
+        wire.model,
+        VectorForm(wire.image_tokens_only, wire.pool_factor),
+        streamed,
+        request_id,
+    )
+
+
+def score_call(wire: ScoreRequest, request_id: str) -> ScoreCall:
+    """As many pairs as there are documents. Not for the event loop, as vectors are decoded."""
+    queries = _queries(wire.queries, "queries")
+    pages = _pages(wire.documents)
+    return ScoreCall(queries, pages, wire.model, request_id, "score", pairs=len(queries) > 1)
+
+
+def rerank_call(wire: RerankRequest, request_id: str) -> ScoreCall:
+    """One query with every document. Not for the event loop, as vectors are decoded."""
+    return ScoreCall(_queries([wire.query], "query"), _pages(wire.documents), wire.model, request_id, "rerank")
+
+
+def _queries(items: Sequence[Part | Vectors], place: str) -> tuple[Text | Embedding, ...]:
+    found = []
+    for index, item in enumerate(items):
+        one = _score_input(item, f"{place}.{index}", "query")
+        assert not isinstance(one, ImageRef)  # refused before
+        found.append(one)
+    return tuple(found)
+
+
+def _pages(items: Sequence[Part | Vectors]) -> tuple[ImageRef | Embedding, ...]:
+    found = []
+    for index, item in enumerate(items):
+        one = _score_input(item, f"documents.{index}", "document")
+        assert not isinstance(one, Text)  # refused before
+        found.append(one)
+    return tuple(found)
+
+
+def _score_input(item: Part | Vectors, place: str, kind: InputType) -> Text | ImageRef | Embedding:
+    return _decode(item, place) if isinstance(item, Vectors) else _input(item, place, kind)
+
+
+def _input(part: Part, place: str, kind: InputType | None) -> Text | ImageRef:
+    one = to_part(part, place)
+    if not isinstance(one, Text | ImageRef):
+        raise Unsupported("videos are not embedded; send pictures of it", param=place)
+    if kind is not None and isinstance(one, Text) != (kind == "query"):
+        raise Unsupported(_ELSEWHERE[kind], param=place)
+    return one
+
+
+def _decode(item: Vectors, place: str) -> Embedding:
+    try:
+        if isinstance(item.embedding, list):
+            return from_numbers(numpy.array(item.embedding), item.dtype)
+        rows, dims = item.shape or (0, 0)
+        return unpack(base64.b64decode(item.embedding, validate=True), item.dtype, rows, dims)
+    except binascii.Error:
+        raise InvalidRequest("the vectors are not base64", param=place) from None
+    except InvalidRequest as error:
+        error.param = place
+        raise

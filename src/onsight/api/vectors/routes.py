@@ -1,0 +1,98 @@
+"""POST /v1/embeddings, /v1/score and /v1/rerank: read, call the task, answer in the form that was asked for."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from onsight.api.boundary import request_id, taken_up
+from onsight.api.connection import while_connected
+from onsight.api.json_body import read_json
+from onsight.api.services import Services
+from onsight.api.sse import EventStream
+from onsight.api.vectors.answers import Style, lines, ranking, raw, scores, whole
+from onsight.api.vectors.calls import embed_call, rerank_call, score_call
+from onsight.api.vectors.wire import EmbeddingsRequest, RerankRequest, ScoreRequest
+from onsight.core.errors import InvalidRequest
+from onsight.tasks.embed import EmbedCall, Embedded, Refused, ScoreCall, Scores
+
+RAW = "application/octet-stream"
+LINES = "application/x-ndjson"
+
+
+class LineStream(EventStream):
+    """As `EventStream`, of lines of JSON; an error that is nobody's own cuts it off before its last line."""
+
+    media_type = LINES
+
+
+class VectorRoutes:
+    """The routes, bound to what they call."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def embeddings(self, request: Request) -> Response:
+        """The vectors of queries and pages."""
+        self._refuse_early()
+        wire = await read_json(request, EmbeddingsRequest)
+        accept = request.headers.get("accept", "")
+        streamed = wire.stream or LINES in accept
+        if RAW in accept and (streamed or wire.encoding_format is not None):
+            param = "stream" if streamed else "encoding_format"
+            raise InvalidRequest(f"`{param}` has no meaning with `accept: {RAW}`; leave one of them out", param=param)
+        call = embed_call(wire, request_id(request.scope), streamed=streamed)
+        model = self._services.roster.find_embedder(wire.model).name
+        style = Style(model, wire.dtype, wire.encoding_format or "float")
+        taken_up(request.scope)
+        if streamed:
+            stream = lines(self._services.embed.stream(call), style)
+            # Refusals come with the first line; only after it are headers sent.
+            return LineStream(await while_connected(request.receive, anext(stream)), stream)
+        items = await while_connected(request.receive, self._collect(call))
+        if RAW in accept:
+            return Response(await asyncio.to_thread(raw, items, style), media_type=RAW)
+        return Response(await asyncio.to_thread(whole, items, style), media_type="application/json")
+
+    async def score(self, request: Request) -> Response:
+        """How well documents answer one query, or each its own."""
+        self._refuse_early()
+        wire = await read_json(request, ScoreRequest)
+        call = await asyncio.to_thread(score_call, wire, request_id(request.scope))
+        model = self._services.roster.find_embedder(wire.model).name
+        return _json(scores(model, await self._score(request, call)))
+
+    async def rerank(self, request: Request) -> Response:
+        """Documents by how well they answer a query."""
+        self._refuse_early()
+        wire = await read_json(request, RerankRequest)
+        call = await asyncio.to_thread(rerank_call, wire, request_id(request.scope))
+        model = self._services.roster.find_embedder(wire.model).name
+        found = await self._score(request, call)
+        return _json(ranking(model, found, wire.top_n, wire.documents if wire.return_documents else None))
+
+    def _refuse_early(self) -> None:
+        """A full or stopping server says so before it reads a body; the place itself is taken by the task."""
+        with self._services.admission.place():
+            pass
+
+    async def _score(self, request: Request, call: ScoreCall) -> Scores:
+        taken_up(request.scope)
+        return await while_connected(request.receive, self._services.embed.score(call))
+
+    async def _collect(self, call: EmbedCall) -> list[Embedded | Refused]:
+        """All items; raises the first error when there is nothing else."""
+        async with aclosing(self._services.embed.stream(call)) as stream:
+            items = [item async for item in stream]
+        first = items[0]
+        if isinstance(first, Refused) and all(isinstance(item, Refused) for item in items):
+            raise first.error
+        return items
+
+
+def _json(body: BaseModel) -> Response:
+    return Response(body.model_dump_json(exclude_none=True), media_type="application/json")

@@ -1,0 +1,140 @@
+"""From an upstream server's streamed JSON to our events; whatever is not as it should be is an error of ours."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from onsight.core.errors import EngineFailed
+from onsight.core.generation import Candidate, FinishReason, TextDelta, TokenLogprob, ToolCallDelta, Usage
+
+Delta = TextDelta | ToolCallDelta
+
+GARBAGE = "the model's server answered in a way that cannot be read; the server's log says more"
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+
+class _Candidate(_Wire):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+    def candidate(self) -> Candidate:
+        data = self.token.encode() if self.bytes is None else bytes(self.bytes)
+        return Candidate(self.token, data, min(self.logprob, 0.0))
+
+
+class _Token(_Candidate):
+    top_logprobs: list[_Candidate] = []
+
+
+class _Logprobs(_Wire):
+    content: list[_Token] | None = None
+
+
+class _Function(_Wire):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _Call(_Wire):
+    index: int
+    id: str | None = None
+    function: _Function = _Function()
+
+
+class _Delta(_Wire):
+    content: str | None = None
+    tool_calls: list[_Call] | None = None
+
+
+class _Choice(_Wire):
+    delta: _Delta
+    finish_reason: FinishReason | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Details(_Wire):
+    cached_tokens: int | None = None
+    image_tokens: int | None = None
+
+
+class _Usage(_Wire):
+    prompt_tokens: int
+    completion_tokens: int
+    prompt_tokens_details: _Details | None = None
+
+
+class _Chunk(_Wire):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: dict[str, object] | None = None
+
+
+class AnswerReader:
+    """Reads one answer's lines. `reason` and `usage` are known once they came; `done` after the last line.
+
+    `top_logprobs`: as many of a place's likeliest tokens were asked for; some servers send more.
+    """
+
+    def __init__(self, top_logprobs: int = 0) -> None:
+        self._top_logprobs = top_logprobs
+        self.reason: FinishReason | None = None
+        self.usage: Usage | None = None
+        self.counted_images = False
+        self.done = False
+        self._calls = 0
+
+    def read(self, line: bytes) -> list[Delta]:
+        """What one line of the stream says, if it says anything. Raises EngineFailed."""
+        field, _, data = line.partition(b":")
+        if field not in (b"data", b"error"):
+            return []  # a blank line between events, or a comment that keeps the connection alive
+        if data.strip() == b"[DONE]":
+            self.done = True
+            return []
+        try:
+            if field == b"error":
+                raise ValueError(f"an error in the middle of the answer: {data[:500]!r}")
+            return self._take(_Chunk.model_validate_json(data))
+        except ValueError as error:  # pydantic's is one too
+            raise EngineFailed(GARBAGE) from error
+
+    def _take(self, chunk: _Chunk) -> list[Delta]:
+        if chunk.error is not None:
+            raise ValueError(f"an error in the middle of the answer: {chunk.error}")
+        if chunk.usage is not None:
+            self._count(chunk.usage)
+        if not chunk.choices:
+            return []
+        (choice,) = chunk.choices
+        self.reason = choice.finish_reason or self.reason
+        tokens = (choice.logprobs.content or []) if choice.logprobs else []
+        text = choice.delta.content or ""
+        deltas: list[Delta] = [self._call(call) for call in choice.delta.tool_calls or []]
+        if text or tokens:
+            deltas.append(TextDelta(text, tuple(self._logprob(token) for token in tokens)))
+        return deltas
+
+    def _logprob(self, token: _Token) -> TokenLogprob:
+        top = token.top_logprobs[: self._top_logprobs]
+        return TokenLogprob(token.candidate(), tuple(other.candidate() for other in top))
+
+    def _call(self, call: _Call) -> ToolCallDelta:
+        """Calls come one after another, each first with its name; what breaks that order cannot be read."""
+        arguments = call.function.arguments or ""
+        if call.index == self._calls and call.id and call.function.name:
+            self._calls += 1
+            return ToolCallDelta(call.index, arguments, call.id, call.function.name)
+        if call.index != self._calls - 1:
+            raise ValueError(f"call {call.index} comes after {self._calls} calls")
+        return ToolCallDelta(call.index, arguments)
+
+    def _count(self, usage: _Usage) -> None:
+        details = usage.prompt_tokens_details or _Details()
+        self.counted_images = details.image_tokens is not None
+        self.usage = Usage(
+            usage.prompt_tokens, usage.completion_tokens, details.cached_tokens or 0, details.image_tokens or 0
+        )

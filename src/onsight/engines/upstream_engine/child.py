@@ -1,0 +1,215 @@
+"""A server that we run ourselves as a child process: started, watched, started again, and stopped with us."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from onsight.core.engine import EngineState
+from onsight.core.errors import RequestError, StartError
+from onsight.engines.upstream_engine.keeper import Check
+
+log = logging.getLogger(__name__)
+
+_REMEMBERED = 12
+"""Lines of its log that are told again when it dies before it was ready."""
+_LONGEST_LINE = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class ChildCommand:
+    """What is run, in our own environment. `name`: for the log.
+
+    `first_line`: written to its standard input, which then stays open for as long as we live. `socket`: the unix
+    socket that it makes, alone in its folder; both are removed at the end.
+    """
+
+    name: str
+    arguments: Sequence[str]
+    first_line: str = ""
+    socket: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long what may take, in seconds. `start_s`: until it answers. `stop_s`: between SIGTERM and SIGKILL.
+
+    `pause_s`, `longest_pause_s`: before it is started again, doubled with each death in a row; a life of `steady_s`
+    ends the row. `ask_s`: between two questions whether it is ready.
+    """
+
+    start_s: float = 600.0
+    stop_s: float = 10.0
+    pause_s: float = 0.5
+    longest_pause_s: float = 30.0
+    steady_s: float = 60.0
+    ask_s: float = 0.1
+
+
+@dataclass(slots=True)
+class _Life:
+    """One run of the program."""
+
+    process: asyncio.subprocess.Process
+    logging: asyncio.Task[None]
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+
+
+class Child:
+    """See `Keeper`. Ready only while the process lives and after it has given one real answer."""
+
+    def __init__(self, command: ChildCommand, patience: Patience = Patience()) -> None:
+        self._command = command
+        self._patience = patience
+        self._life: _Life | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self.state: EngineState = "loading"
+        self.restarts_total = 0
+
+    @property
+    def detail(self) -> str:
+        return f"the model runs in a child process, started again {self.restarts_total} times"
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the child that runs now."""
+        return None if self._life is None else self._life.process.pid
+
+    async def start(self, check: Check, probe: Check) -> None:
+        """See `Keeper.start`; a child that dies before its first answer is not tried again."""
+        try:
+            life = await self._launch()
+            await self._until_ready(life, check)
+            self.state = "ready"
+        finally:
+            if self.state != "ready":
+                await self._stop()
+        self._keeping = asyncio.create_task(self._keep(life, check))
+
+    async def close(self) -> None:
+        """Stop it: SIGTERM, then SIGKILL, to its whole process group."""
+        self.state = "dead"
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.gather(self._keeping, return_exceptions=True)
+        await self._stop()
+        if self._command.socket is not None:
+            shutil.rmtree(Path(self._command.socket).parent, ignore_errors=True)
+
+    async def _keep(self, life: _Life, check: Check) -> None:
+        """Start it again whenever it dies."""
+        pause_s = self._patience.pause_s
+        while True:
+            began_s = time.monotonic()
+            code = await life.process.wait()
+            self.state = "loading"
+            log.error("%s ended with %d; starting it again in %.1f s", self._command.name, code, pause_s)
+            await self._stop()
+            await asyncio.sleep(pause_s)
+            steady = time.monotonic() - began_s >= self._patience.steady_s
+            pause_s = self._patience.pause_s if steady else min(2 * pause_s, self._patience.longest_pause_s)
+            self.restarts_total += 1
+            try:
+                life = await self._launch()
+                await self._until_ready(life, check)
+            except StartError as error:
+                log.error("%s", error)
+                await self._stop()
+                continue
+            self.state = "ready"
+            log.info("%s is ready again", self._command.name)
+
+    async def _launch(self) -> _Life:
+        command = self._command
+        if command.socket is not None:
+            _remove(command.socket)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *command.arguments,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                limit=_LONGEST_LINE,
+                # A process group of its own: Ctrl-C in the terminal is for us, who let running answers finish, and what
+                # the child starts is stopped with it.
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise StartError(f"{command.arguments[0]} cannot be run: {error.strerror}") from None
+        lines: deque[str] = deque(maxlen=_REMEMBERED)
+        life = self._life = _Life(process, asyncio.create_task(_pass_on(process, command.name, lines)), lines)
+        if process.stdin is not None and command.first_line:
+            process.stdin.write(command.first_line.encode() + b"\n")
+        return life
+
+    async def _until_ready(self, life: _Life, check: Check) -> None:
+        """Ask until it answers. Raises StartError when it dies, or needs too long."""
+        deadline_s = time.monotonic() + self._patience.start_s
+        problem: Exception | None = None
+        while life.process.returncode is None and time.monotonic() < deadline_s:
+            try:
+                await check()
+                return
+            except RequestError as error:
+                problem = error
+            await asyncio.sleep(self._patience.ask_s)
+        name = self._command.name
+        if life.process.returncode is None:
+            raise StartError(f"{name} gave no answer in {self._patience.start_s:.0f} s: {problem}")
+        await asyncio.wait({life.logging}, timeout=1)
+        said = " / ".join(life.lines) or "it said nothing"
+        raise StartError(f"{name} ended with {life.process.returncode} before it was ready; its last words: {said}")
+
+    async def _stop(self) -> None:
+        if self._life is None:
+            return
+        life, self._life = self._life, None
+        _signal(life.process.pid, signal.SIGTERM)
+        try:
+            await asyncio.wait_for(life.process.wait(), self._patience.stop_s)
+        except TimeoutError:
+            log.warning("%s did not stop on SIGTERM and is killed", self._command.name)
+        # What it started may outlive it, whichever way it ended.
+        _signal(life.process.pid, signal.SIGKILL)
+        await life.process.wait()
+        await asyncio.wait({life.logging}, timeout=1)
+        life.logging.cancel()
+
+
+def _remove(socket: str) -> None:
+    """Make room for a socket: a child that was killed could not remove its own."""
+    Path(socket).unlink(missing_ok=True)
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    """Send a signal to the process group that the child leads, unless all of it is gone."""
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return
+
+
+async def _pass_on(process: asyncio.subprocess.Process, name: str, lines: deque[str]) -> None:
+    """Log what it says, line by line."""
+    if process.stdout is None:
+        return
+    child_log = logging.getLogger(f"onsight.{name}")
+    while True:
+        try:
+            line = await process.stdout.readline()
+        except ValueError:  # longer than the limit: the part that was read is dropped, and reading goes on
+            continue
+        if not line:
+            return
+        text = line.decode("utf-8", "replace").rstrip()
+        if text:
+            lines.append(text)
+            child_log.info("%s", text)

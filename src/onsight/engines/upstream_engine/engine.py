@@ -1,0 +1,230 @@
+"""An engine whose model runs in another program: our requests to its OpenAI API, and its stream back as events."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from onsight.core.engine import EngineStatus
+from onsight.core.errors import (
+    ContextTooLong,
+    EngineFailed,
+    InvalidRequest,
+    RequestError,
+    StartError,
+    Unavailable,
+    Unsupported,
+)
+from onsight.core.generation import Event, Finished, GenerateRequest, Sampling, Usage
+from onsight.core.geometry import View
+from onsight.core.messages import Message, Text
+from onsight.core.tools import ToolCall
+from onsight.engines.upstream_engine.answer import GARBAGE, AnswerReader
+from onsight.engines.upstream_engine.body import without_pixels, write_body
+from onsight.engines.upstream_engine.connection import Address, Connection, Facts, Unreached
+from onsight.engines.upstream_engine.keeper import Keeper
+
+log = logging.getLogger(__name__)
+
+_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamSettings:
+    """`context_tokens`: for a server that does not say; `slots`: requests that it answers at once.
+
+    `silence_s`: longest time without a byte from it. `retry_pause_s`: before the second try, twice that before the
+    third. `reserved`: texts that it would read as special tokens; a request with one of them is refused.
+    `calls_tools`: whether it can be told of tools. `model`: the one of its models that is meant; None is the first.
+    """
+
+    context_tokens: int | None = None
+    slots: int = 8
+    silence_s: float = 300.0
+    retry_pause_s: float = 0.3
+    reserved: frozenset[str] = frozenset()
+    calls_tools: bool = True
+    model: str | None = None
+
+
+class UpstreamEngine:
+    """See `ChatEngine`. Always streams, cancels by closing the connection, and tries again only before the first
+    token."""
+
+    def __init__(self, address: Address, keeper: Keeper, settings: UpstreamSettings | None = None) -> None:
+        self._settings = settings or UpstreamSettings()
+        self._keeper = keeper
+        self._connection = Connection(address, self._settings.silence_s)
+        self._facts: Facts | None = None
+        self._closed = False
+        self._live: dict[asyncio.Task[None], asyncio.Queue[Event | RequestError]] = {}
+        self._prompt_tokens_total = 0
+        self._cached_tokens_total = 0
+        self._steps_total = 0
+
+    @property
+    def context_tokens(self) -> int:
+        """See `ChatEngine.context_tokens`; 0 before `start`."""
+        return (self._facts.context_tokens or 0) if self._facts else 0
+
+    async def start(self) -> None:
+        """Wait until the server has answered a real request. Raises StartError."""
+        await self._keeper.start(self._check, self._probe)
+        if self._closed:
+            raise StartError("the engine was closed while it was starting")
+
+    async def close(self) -> None:
+        """See `Engine.close`."""
+        self._closed = True
+        pumps = list(self._live)
+        for mailbox in self._live.values():
+            mailbox.put_nowait(Unavailable("the engine was closed; try again soon"))
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+        await self._keeper.close()
+        await self._connection.close()
+
+    def status(self) -> EngineStatus:
+        """What is known without asking the server."""
+        facts = self._facts
+        return EngineStatus(
+            state="dead" if self._closed else self._keeper.state,
+            device="none" if facts is None else facts.dialect.name,
+            running=min(len(self._live), self._settings.slots),
+            waiting=max(0, len(self._live) - self._settings.slots),
+            prompt_tokens_total=self._prompt_tokens_total,
+            prefix_cached_tokens_total=self._cached_tokens_total,
+            steps_total=self._steps_total,
+            detail=self._keeper.detail,
+        )
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        """See `ChatEngine.generate`."""
+        facts = self._require_ready()
+        self._require_offered(request, facts)
+        mailbox: asyncio.Queue[Event | RequestError] = asyncio.Queue()
+        pump = asyncio.create_task(self._pump(request, facts, mailbox))
+        self._live[pump] = mailbox
+        pump.add_done_callback(lambda done: _report(done, mailbox))
+        event: Event | RequestError | None = None
+        try:
+            while not isinstance(event, Finished):
+                event = await mailbox.get()
+                if isinstance(event, RequestError):
+                    raise event
+                yield event
+        finally:
+            pump.cancel()
+            await asyncio.gather(pump, return_exceptions=True)
+            del self._live[pump]
+
+    async def _pump(self, request: GenerateRequest, facts: Facts, mailbox: asyncio.Queue[Event | RequestError]) -> None:
+        """Read the answer as fast as it comes, whether or not somebody takes its events yet."""
+        body = await asyncio.to_thread(self._write, request, facts)
+        reader = AnswerReader(request.sampling.top_logprobs)
+        for attempt in range(_TRIES):
+            try:
+                async with aclosing(self._connection.stream(body, reader)) as deltas:
+                    async for delta in deltas:
+                        self._steps_total += 1
+                        mailbox.put_nowait(delta)
+                break
+            except Unreached:
+                if attempt == _TRIES - 1:
+                    raise
+                await asyncio.sleep(self._settings.retry_pause_s * 2**attempt)
+            except ContextTooLong as error:
+                raise ContextTooLong(
+                    f"{error.message}, {facts.context_tokens} tokens: shorten the text, or send fewer or smaller"
+                    " pictures",
+                    param="messages",
+                ) from None
+        mailbox.put_nowait(await self._finish(request, facts, body, reader))
+
+    async def _finish(
+        self, request: GenerateRequest, facts: Facts, body: dict[str, object], reader: AnswerReader
+    ) -> Finished:
+        usage = reader.usage
+        if usage is None or reader.reason is None:
+            raise EngineFailed(f"{GARBAGE} (it counted no tokens)")
+        images = [image for message in request.messages for image in message.images]
+        if images and facts.dialect.counts_text and not reader.counted_images:
+            usage = await self._count_images(usage, body)
+        self._prompt_tokens_total += usage.prompt_tokens
+        self._cached_tokens_total += usage.cached_tokens
+        # Its size inside the server is not known; cards whose coordinates depend on it do not point here.
+        return Finished(reader.reason, usage, tuple(View(image.size, image.size) for image in images))
+
+    async def _count_images(self, usage: Usage, body: dict[str, object]) -> Usage:
+        words = await self._connection.count_words(without_pixels(body))
+        return replace(usage, image_tokens=usage.prompt_tokens - words)
+
+    def _require_ready(self) -> Facts:
+        state = self.status().state
+        if state != "ready" or self._facts is None:
+            raise Unavailable(f"the engine is {state}; try again soon", retry_after_s=2)
+        return self._facts
+
+    def _require_offered(self, request: GenerateRequest, facts: Facts) -> None:
+        """Raises Unsupported for what this very model cannot do."""
+        messages = request.messages
+        if facts.sees is False and any(message.images for message in messages):
+            raise Unsupported("this model reads text only; leave the pictures out", param="messages")
+        used = any(message.call_id or any(isinstance(part, ToolCall) for part in message.parts) for message in messages)
+        if not self._settings.calls_tools and (used or request.tools is not None):
+            raise Unsupported(
+                "this model's chat template knows no tools; leave them out",
+                param="messages" if request.tools is None else "tools",
+            )
+
+    def _write(self, request: GenerateRequest, facts: Facts) -> dict[str, object]:
+        """In a thread: the request's body. Raises InvalidRequest, also for texts that would not be plain words."""
+        for message in request.messages:
+            for part in message.parts:
+                found = [word for word in self._settings.reserved if isinstance(part, Text) and word in part.text]
+                if found:
+                    raise InvalidRequest(
+                        f"a text holds {found[0]!r}, which this model's server would read as a special token: write it"
+                        " in another way",
+                        param="messages",
+                    )
+        return write_body(request, facts.dialect, facts.model)
+
+    async def _probe(self) -> None:
+        await self._connection.facts(self._settings.model, self._settings.context_tokens)
+
+    async def _check(self) -> None:
+        """One real answer, after which the server counts as ready. Raises RequestError, StartError."""
+        facts = await self._connection.facts(self._settings.model, self._settings.context_tokens)
+        if facts.context_tokens is None:
+            raise StartError("the model's server does not say how many tokens it holds: set --max-model-len")
+        request = GenerateRequest((Message("user", (Text("Hello"),)),), Sampling(max_tokens=1, temperature=0.0))
+        reader = AnswerReader()
+        try:
+            body = write_body(request, facts.dialect, facts.model)
+            async with aclosing(self._connection.stream(body, reader)) as deltas:
+                async for _ in deltas:
+                    pass
+        except (InvalidRequest, EngineFailed) as error:
+            raise StartError(f"the model's server cannot answer a plain request: {error}") from error
+        if reader.usage is None:
+            raise StartError("the model's server counts no tokens (stream_options.include_usage), so it cannot be used")
+        self._facts = facts
+
+
+def _report(done: asyncio.Task[None], mailbox: asyncio.Queue[Event | RequestError]) -> None:
+    """Tell the one who waits for events why there will be no more."""
+    if done.cancelled():
+        return
+    error = done.exception()
+    if isinstance(error, RequestError):
+        if error.__cause__ is not None:
+            log.warning("%s", error.__cause__)
+        mailbox.put_nowait(error)
+    elif error is not None:
+        log.error("an answer could not be read", exc_info=error)
+        mailbox.put_nowait(EngineFailed("the engine failed on this request; the server's log says why"))

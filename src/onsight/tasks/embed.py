@@ -1,0 +1,221 @@
+"""Embed and score: queries and pages as vectors, and how well pages answer queries."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from onsight.core.embedding import Embedding
+from onsight.core.engine import EmbedEngine
+from onsight.core.errors import EngineFailed, InvalidRequest, RequestError, TimedOut, TooLarge, Unsupported
+from onsight.core.messages import ImageRef, Text
+from onsight.media.door import MediaDoor
+from onsight.tasks.admission import Admission
+from onsight.tasks.record import Bookkeeper, Record, kept
+from onsight.tasks.roster import Roster
+from onsight.tasks.vectors import VectorForm, form
+
+Input = Text | ImageRef | Embedding
+"""A query, a page, or vectors of either."""
+
+_PAGES_AT_ONCE = 8
+"""Pictures and PDFs of one request that are opened and not yet sent; so its memory does not grow with its length."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedCall:
+    """What a route or the command line asks for. `streamed`: the answer is not held as a whole, so it may be long."""
+
+    inputs: tuple[Text | ImageRef, ...]
+    model: str | None = None
+    form: VectorForm = field(default_factory=VectorForm)
+    streamed: bool = False
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreCall:
+    """Which pages are compared with the one query; or, in `pairs`, each with the query at its own place.
+
+    Either may come as vectors.
+    """
+
+    queries: tuple[Text | Embedding, ...]
+    pages: tuple[ImageRef | Embedding, ...]
+    model: str | None = None
+    request_id: str = ""
+    task: str = "score"
+    pairs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The vectors of input `index` (0-based), and how many tokens it had, whatever became of them.
+
+    `page`: which page of a PDF it is, from 1; a PDF is one input and as many of these as it has pages.
+    """
+
+    index: int
+    embedding: Embedding
+    tokens: int
+    image_tokens: int
+    page: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why input `index` (0-based) has no vectors; the others have."""
+
+    index: int
+    error: RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """`values`: one a page, late interaction; `tokens` of all that had to be embedded for it."""
+
+    values: list[float]
+    tokens: int
+    image_tokens: int
+
+
+class Embed:
+    """Takes a place in the queue, opens the pages, embeds them and the queries, compares them."""
+
+    def __init__(
+        self,
+        roster: Roster,
+        door: MediaDoor,
+        admission: Admission,
+        bookkeepers: Sequence[Bookkeeper] = (),
+        max_inputs: int = 1024,
+    ) -> None:
+        """`max_inputs`: most queries and pages of one request."""
+        self._roster = roster
+        self._door = door
+        self._admission = admission
+        self._bookkeepers = tuple(bookkeepers)
+        self._max_inputs = max_inputs
+
+    async def stream(self, call: EmbedCall) -> AsyncGenerator[Embedded | Refused, None]:
+        """Each input's vectors, or why there are none, in the order of the inputs. Closing it cancels the rest.
+
+        Raises RequestError, before the first item whenever the request itself, or its only input, is at fault.
+        """
+        loaded = self._roster.find_embedder(call.model)
+        record = Record(call.request_id, "embed", loaded.name)
+        with kept(record, self._bookkeepers):
+            self._check(call.inputs, "input", streamed=call.streamed)
+            _check_form(call)
+            with self._admission.place():
+                async with aclosing(self._each(call.inputs, loaded.engine, record, call.form)) as items:
+                    async for item in items:
+                        if isinstance(item, Refused) and len(call.inputs) == 1:
+                            raise item.error
+                        if not call.streamed:
+                            self._check_pages(record.images, "input")
+                        yield item
+            record.reason = "stop"
+
+    async def score(self, call: ScoreCall) -> Scores:
+        """One score a page. Raises RequestError; one bad input is enough for that."""
+        loaded = self._roster.find_embedder(call.model)
+        record = Record(call.request_id, call.task, loaded.name)
+        with kept(record, self._bookkeepers):
+            self._check(call.queries, "queries")
+            self._check(call.pages, "documents")
+            # A score is one page's, so a PDF will not do.
+            pages = [replace(one, pages=None) if isinstance(one, ImageRef) else one for one in call.pages]
+            found: list[Embedding] = []
+            with self._admission.place():
+                async with aclosing(self._each((*call.queries, *pages), loaded.engine, record, VectorForm())) as items:
+                    async for item in items:
+                        if isinstance(item, Refused):
+                            raise item.error
+                        found.append(item.embedding)
+                count = len(call.queries)
+                queries, shown = found[:count], found[count:]
+                if call.pairs:
+                    values = [
+                        (await loaded.engine.score([query], [page]))[0][0]
+                        for query, page in zip(queries, shown, strict=True)
+                    ]
+                else:
+                    (values,) = await loaded.engine.score(queries, shown)
+            record.reason = "stop"
+        return Scores(values, record.prompt_tokens, record.image_tokens)
+
+    async def _each(
+        self, inputs: Sequence[Input], engine: EmbedEngine, record: Record, wanted: VectorForm
+    ) -> AsyncGenerator[Embedded | Refused, None]:
+        opened = asyncio.Semaphore(_PAGES_AT_ONCE)
+        asking = deque(asyncio.create_task(self._one(one, engine, opened)) for one in inputs)
+        try:
+            for index, one in enumerate(inputs):
+                try:
+                    # Taken out of the queue, so that vectors which have been sent are kept by nobody.
+                    for page, embedding in await asking.popleft():
+                        sent = isinstance(one, Embedding)
+                        tokens, image_tokens = (0, 0) if sent else (embedding.rows, embedding.image.length)
+                        record.embedded(tokens, image_tokens)
+                        record.images += isinstance(one, ImageRef)
+                        made = embedding if wanted == VectorForm() else await asyncio.to_thread(form, embedding, wanted)
+                        yield Embedded(index, made, tokens, image_tokens, page)
+                except (InvalidRequest, TooLarge, TimedOut, EngineFailed) as error:
+                    yield Refused(index, error)
+                if isinstance(one, ImageRef):
+                    opened.release()
+        finally:
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+
+    async def _one(
+        self, one: Input, engine: EmbedEngine, opened: asyncio.Semaphore
+    ) -> list[tuple[int | None, Embedding]]:
+        """(page of a PDF, vectors) of each page; of anything else there is one."""
+        match one:
+            case Embedding():
+                return [(None, one)]
+            case Text():
+                return [(None, await engine.embed(one))]
+            case ImageRef():
+                await opened.acquire()  # given back by whoever takes the vectors
+                (images,) = await self._door.open_pages((one,))
+                made = await asyncio.gather(*(engine.embed(image) for image in images))
+                return [(image.page, embedding) for image, embedding in zip(images, made, strict=True)]
+
+    def _check(self, inputs: Sequence[Input], noun: str, *, streamed: bool = False) -> None:
+        """What no model can answer."""
+        if not inputs:
+            raise InvalidRequest(f"{noun} is empty; send at least one", param=noun)
+        if len(inputs) > self._max_inputs:
+            raise InvalidRequest(
+                f"{noun} has {len(inputs)} items; the limit is {self._max_inputs} (--max-inputs)", param=noun
+            )
+        if not streamed:
+            self._check_pages(sum(isinstance(one, ImageRef) for one in inputs), noun)
+
+    def _check_pages(self, pages: int, noun: str) -> None:
+        """Refuse more pages than an answer may have that is held as a whole."""
+        most = self._door.limits.max_images
+        if pages > most:
+            raise InvalidRequest(
+                f"{noun} has {pages} pages or more; the limit is {most} (media.max_images) where the answer is not"
+                " streamed",
+                param=noun,
+            )
+
+
+def _check_form(call: EmbedCall) -> None:
+    """Refuse what has no meaning for queries."""
+    queries = any(isinstance(one, Text) for one in call.inputs)
+    if queries and call.form.pool_factor > 1:
+        raise Unsupported("pool_factor is for pages; send queries in a request of their own", param="pool_factor")
+    if queries and call.form.image_tokens_only:
+        raise Unsupported(
+            "image_tokens_only is for pages; send queries in a request of their own", param="image_tokens_only"
+        )

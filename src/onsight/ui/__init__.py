@@ -1,0 +1,1 @@
+"""The page at /ui: the tasks, in a browser."""

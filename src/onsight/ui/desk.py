@@ -1,0 +1,133 @@
+"""What every tab works with: the words, the model, and the tasks, asked as the API asks them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from onsight.core.generation import Event, Finished, TextDelta
+from onsight.core.messages import ImageRef, Message
+from onsight.core.pages import Pages
+from onsight.media.uploads import Uploads
+from onsight.tasks.admission import Admission
+from onsight.tasks.asking import PictureCall
+from onsight.tasks.chat import Chat, ChatCall
+from onsight.tasks.roster import Loaded, Roster
+from onsight.ui.mistakes import Mistake
+from onsight.ui.words import Words
+
+_SHOW_EVERY_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """What the composition root hands to the page."""
+
+    roster: Roster
+    chat: Chat
+    admission: Admission
+
+    @property
+    def model(self) -> Loaded:
+        """The model that the page speaks to: the first one that chats."""
+        return self.roster.chats[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An answer so far; `figures`, a sentence about its cost, comes with the last one."""
+
+    text: str
+    figures: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """One language's view of the workplace. `examples`: pictures of our own, among the uploads."""
+
+    place: Workplace
+    words: Words
+    uploads: Uploads
+    examples: tuple[Path, ...] = ()
+
+    async def picture(self, upload: str | None, pages: Pages | None = None) -> PictureCall:
+        """The uploaded picture, and the model that shall look at it; `pages`: a PDF is welcome too.
+
+        Raises Mistake when there is none.
+        """
+        if not upload:
+            raise Mistake("no_picture")
+        data = await asyncio.to_thread(self.uploads.read, upload)
+        return PictureCall(ImageRef(data, pages=pages), self.place.model, request_id=new_id())
+
+    async def follow(self, call: ChatCall) -> AsyncGenerator[Said, None]:
+        """The answer as it grows, some twenty times a second at most; a PDF's pages have an empty line between.
+
+        Closing it cancels the request.
+        """
+        cost, shown_s, text = _Cost(), 0.0, ""
+        async with aclosing(self.place.chat.stream(call)) as events:
+            async for choice in events:
+                cost.see(choice.event)
+                match choice.event:
+                    case TextDelta(piece):
+                        text += piece
+                        if text.strip() and time.monotonic() - shown_s >= _SHOW_EVERY_S:
+                            yield Said(text)
+                            shown_s = time.monotonic()
+                    case Finished():
+                        text = f"{text.strip()}\n\n"
+        yield Said(text.strip(), cost.told(self.words))
+
+
+class _Cost:
+    """What an answer took: tokens, and monotonic seconds."""
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+        self._first_s: float | None = None
+        self._tokens = 0
+        self._is_cut = False
+
+    def see(self, event: Event) -> None:
+        match event:
+            case TextDelta():
+                self._first_s = self._first_s or time.monotonic()
+            case Finished(reason, usage):
+                self._tokens += usage.completion_tokens
+                self._is_cut = self._is_cut or reason == "length"
+
+    def told(self, words: Words) -> str:
+        """Tokens, tokens a second after the first, and seconds; and that the answer was cut, if it was."""
+        ended_s = time.monotonic()
+        first_s = self._first_s or ended_s
+        rate = (self._tokens - 1) / max(ended_s - first_s, 1e-6)
+        figures = words(
+            "page.figures",
+            tokens=self._tokens,
+            rate=f"{rate:.1f}" if self._tokens > 1 else "—",
+            seconds=f"{ended_s - self._began_s:.1f}",
+            first=f"{first_s - self._began_s:.2f}",
+        )
+        return f"{figures} {words('page.cut', tokens=self._tokens)}" if self._is_cut else figures
+
+
+def new_id() -> str:
+    """An id for a request, as the API's boundary gives one to each of its own."""
+    return uuid.uuid4().hex
+
+
+def noting(call: ChatCall, note: Callable[[tuple[Message, ...]], None]) -> ChatCall:
+    """`call`, with `note` shown its messages once their pictures are open, on a thread; what it raises ends it."""
+    compose = call.compose
+
+    def noted(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        note(messages)
+        return messages if compose is None else compose(messages)
+
+    return replace(call, compose=noted)

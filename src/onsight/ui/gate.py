@@ -1,0 +1,65 @@
+"""Who may see the page of a server with keys: whoever typed one, known from then on by a cookie."""
+
+from __future__ import annotations
+
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable
+from html import escape
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+
+from onsight.ui.words import Words
+
+COOKIE = "onsight_page"
+_MOST_VISITORS = 1000
+
+
+class Gate:
+    """Remembers which visitor typed which key. `accepts`: whether a key opens the server, asked at every request, so
+    that a key that is taken back closes the page too."""
+
+    def __init__(self, accepts: Callable[[str], bool]) -> None:
+        self._accepts = accepts
+        self._keys: OrderedDict[str, str] = OrderedDict()
+
+    def lets_in(self, request: Request) -> bool:
+        """Whether the request's cookie stands for a key that still opens the server."""
+        key = self._keys.get(request.cookies.get(COOKIE, ""))
+        return key is not None and self._accepts(key)
+
+    async def answer(self, request: Request, words: Words) -> Response:
+        """The form that asks for a key; for a form that was sent, the page or the form again."""
+        if request.method != "POST":
+            return _form(words)
+        async with request.form(max_files=0, max_fields=1) as form:
+            key = str(form.get("key", ""))
+        if not self._accepts(key):
+            return _form(words, words("gate.wrong"))
+        response = RedirectResponse(str(request.url.path), 303)
+        secure = request.url.scheme == "https"
+        response.set_cookie(COOKIE, self._remember(key), path="/ui", httponly=True, samesite="strict", secure=secure)
+        return response
+
+    def _remember(self, key: str) -> str:
+        visitor = secrets.token_urlsafe(32)
+        self._keys[visitor] = key
+        if len(self._keys) > _MOST_VISITORS:
+            self._keys.popitem(last=False)
+        return visitor
+
+
+def _form(words: Words, problem: str = "") -> Response:
+    told = f'<p role="alert">{escape(problem)}</p>' if problem else ""
+    page = (
+        f'<!doctype html><html lang="{words.language}"><meta charset="utf-8">'
+        f"<title>{escape(words('page.title'))}</title>"
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        "<style>:root{color-scheme:light dark}body{font:1rem system-ui;max-width:24rem;margin:15vh auto;padding:0 1rem}"
+        "input,button{font:inherit;padding:.5rem;margin:.25rem 0}</style>"
+        f"<h1>{escape(words('gate.title'))}</h1>{told}"
+        f'<form method="post"><label>{escape(words("gate.label"))} <input name="key" type="password" autofocus required'
+        f' autocomplete="current-password"></label> <button>{escape(words("gate.enter"))}</button></form></html>'
+    )
+    return HTMLResponse(page, 401, {"cache-control": "no-store"})

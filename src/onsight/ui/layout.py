@@ -1,0 +1,89 @@
+"""One language's whole page, as a Gradio application; importing this module loads Gradio, which takes seconds."""
+
+from __future__ import annotations
+
+from html import escape
+
+import gradio as gr
+from fastapi import FastAPI
+
+from onsight.ui.captions_tab import add_captions_tab
+from onsight.ui.chat_tab import add_chat_tab
+from onsight.ui.desk import Desk
+from onsight.ui.locate_tab import add_locate_tab
+from onsight.ui.ocr_tab import add_ocr_tab
+from onsight.ui.packaged import packaged
+from onsight.ui.region_tab import add_region_tab
+from onsight.ui.words import LANGUAGES
+
+_LOOK_AGAIN_S = 3
+_SWEEP_EVERY_S = 600
+_UPLOADS_LIVE_S = 2 * 3600
+
+_TABS = {
+    "chat": add_chat_tab,
+    "ocr": add_ocr_tab,
+    "describe": add_region_tab,
+    "locate": add_locate_tab,
+    "caption": add_captions_tab,
+}
+"""What a model's card may be capable of, and the tab for it."""
+
+
+def mount(app: FastAPI, desk: Desk, max_file_bytes: int) -> None:
+    """Mount the page in `desk`'s language at `/LANGUAGE` of `app`; its lifespan starts the page's work."""
+    fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Ubuntu", "sans-serif"]
+    mono = ["ui-monospace", "Consolas", "monospace"]
+    gr.mount_gradio_app(
+        app,
+        _blocks(desk),
+        f"/{desk.words.language}",
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        show_error=False,
+        max_file_size=max_file_bytes,
+        theme=gr.themes.Default(font=fonts, font_mono=mono),
+        css=packaged("static/page.css"),
+        js=packaged("static/page.js"),
+    )
+
+
+def _blocks(desk: Desk) -> gr.Blocks:
+    words = desk.words
+    capabilities = desk.place.model.card.capabilities
+    with gr.Blocks(
+        title=words("page.title"), analytics_enabled=False, delete_cache=(_SWEEP_EVERY_S, _UPLOADS_LIVE_S)
+    ) as blocks:
+        header = gr.HTML(elem_id="header")
+        for look in (blocks.load, gr.Timer(_LOOK_AGAIN_S).tick):
+            look(lambda: header_of(desk), None, header, queue=False, show_progress="hidden", api_visibility="private")
+        with gr.Tabs():
+            for capability, add_tab in _TABS.items():
+                if capability in capabilities:
+                    add_tab(desk)
+    blocks.queue(default_concurrency_limit=None, api_open=False)
+    return blocks
+
+
+def header_of(desk: Desk) -> str:
+    """Which model answers, on what, and how busy it is (HTML)."""
+    words, model = desk.words, desk.place.model
+    status, admission = model.engine.status(), desk.place.admission
+    told = words(
+        "page.header",
+        model=model.name,
+        device=status.device,
+        engine=model.runner,
+        state=words(f"page.state_{'draining' if admission.draining else status.state}"),
+        running=status.running,
+        waiting=status.waiting,
+        taken=admission.taken,
+        places=admission.places,
+    )
+    other = next(language for language in LANGUAGES if language != words.language)
+    link = f'<a href="../{other}/" lang="{other}">{escape(words("page.other_language"))}</a>'
+    return f'<h1>{escape(words("page.title"))}</h1><p id="state">{escape(told)} · {link}</p>'

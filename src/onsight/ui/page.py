@@ -1,0 +1,139 @@
+"""The page as the server mounts it: it is put together while weights load, and asks for keys at its door."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from onsight.media.limits import MediaLimits
+from onsight.media.uploads import Uploads
+from onsight.ui.desk import Desk, Workplace
+from onsight.ui.gate import Gate
+from onsight.ui.packaged import lay_out_examples
+from onsight.ui.words import LANGUAGES, choose_language, load_words
+
+# Gradio's script is inline and builds functions of the page's own texts; whatever it does, it asks this server alone.
+_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline';"
+    " img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self';"
+    " worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
+)
+
+# An eye; without an icon of its own a browser asks for /favicon.ico.
+_ICON = (
+    "<link rel=\"icon\" href=\"data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'>"
+    "<ellipse cx='8' cy='8' rx='7.5' ry='5' fill='%232563eb'/><circle cx='8' cy='8' r='3' fill='white'/></svg>\">"
+)
+
+# What Gradio's page says of itself to other sites, and a file at a path that is not ours.
+_ADVERTISING = re.compile(r'<meta\s+(?:property|name)="(?:og|twitter):[^>]*>|<link rel="manifest"[^>]*>')
+
+
+class Page:
+    """An ASGI application for everything under /ui.
+
+    `accepts` tells whether a key opens the server; None is for one without keys.
+    """
+
+    def __init__(
+        self, place: Workplace, limits: MediaLimits, folder: Path, accepts: Callable[[str], bool] | None = None
+    ) -> None:
+        """`folder`: for uploads, which Gradio was told of before; it is removed by `close`."""
+        self._place = place
+        self._folder = folder
+        self._max_bytes = max(limits.max_bytes, limits.max_video_bytes)
+        self._gate = None if accepts is None else Gate(accepts)
+        self._words = {language: load_words(language) for language in LANGUAGES}
+        self._app: ASGIApp | None = None
+        self._started = asyncio.Event()
+        self._running = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Load Gradio and put the page together on a thread, then start its work."""
+        app = await asyncio.to_thread(self._put_together)
+        await self._running.enter_async_context(app.router.lifespan_context(app))
+        self._app = app
+        self._started.set()
+
+    async def close(self) -> None:
+        """Stop its work and remove what was uploaded. May be called twice."""
+        await self._running.aclose()
+        await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+    def _put_together(self) -> FastAPI:
+        # Imported here: Gradio takes seconds, which belong on a thread, and is not there without the extra `ui`.
+        from onsight.ui.layout import mount
+
+        app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+        uploads = Uploads(self._folder, self._max_bytes)
+        examples = lay_out_examples(self._folder / "examples")
+        for words in self._words.values():
+            mount(app, Desk(self._place, words, uploads, examples), self._max_bytes)
+        return app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await PlainTextResponse("the page speaks HTTP", 404)(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        language, slash, rest = scope["path"].removeprefix(scope.get("root_path", "")).lstrip("/").partition("/")
+        if language not in LANGUAGES or not slash:
+            await self._lead(request, language)(scope, receive, send)
+        elif self._gate is not None and not self._gate.lets_in(request):
+            await (await self._ask_for_key(request, language, rest))(scope, receive, send)
+        else:
+            await self._started.wait()
+            assert self._app is not None
+            await self._app(scope, receive, send if rest else _Cleaned(send, language))
+
+    def _lead(self, request: Request, language: str) -> Response:
+        """To the page in a language: the one that the address names, or the one that the browser asks for."""
+        accepted = choose_language(request.headers.get("accept-language", ""))
+        chosen = language if language in LANGUAGES else accepted
+        if language not in ("", *LANGUAGES):
+            return PlainTextResponse("there is nothing here; the page is at /ui", 404)
+        return RedirectResponse(f"{request.scope['root_path']}/{chosen}/", headers={"vary": "accept-language"})
+
+    async def _ask_for_key(self, request: Request, language: str, rest: str) -> Response:
+        assert self._gate is not None
+        if rest:
+            return PlainTextResponse("type a key of this server at /ui first", 401)
+        return await self._gate.answer(request, self._words[language])
+
+
+class _Cleaned:
+    """Sends Gradio's HTML without its advertising, in the right language, and with a policy that keeps it at home."""
+
+    def __init__(self, send: Send, language: str) -> None:
+        self._send = send
+        self._language = language
+        self._start: Message | None = None
+        self._body = b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        self._body += message.get("body", b"")
+        if message.get("more_body", False) or self._start is None:
+            return
+        headers = MutableHeaders(raw=list(self._start["headers"]))
+        page = _ADVERTISING.sub("", self._body.decode()).replace('lang="en"', f'lang="{self._language}"', 1)
+        page = page.replace("</head>", f"{_ICON}</head>", 1)
+        body = page.encode()
+        headers["content-length"] = str(len(body))
+        headers["content-security-policy"] = _POLICY
+        headers["x-content-type-options"] = "nosniff"
+        self._start["headers"] = headers.raw
+        await self._send(self._start)
+        await self._send({"type": "http.response.body", "body": body})

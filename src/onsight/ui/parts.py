@@ -1,0 +1,84 @@
+"""Pieces that several tabs are made of, and the one way in which the page's events are bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from html import escape
+
+import gradio as gr
+
+from onsight.ui.words import Words
+
+
+class Picture(gr.Image):  # type: ignore[misc]  # Gradio is untyped here
+    """An uploaded picture, handed on as the path of its file: only the media door opens it."""
+
+    is_template = True  # It looks as Gradio's own does.
+
+    def preprocess(self, payload: gr.data_classes.ImageData | None) -> str | None:
+        return None if payload is None else payload.path
+
+
+class Pictures(gr.File):  # type: ignore[misc]
+    """Several uploaded pictures, handed on as the paths of their files."""
+
+    is_template = True
+
+    def preprocess(self, payload: gr.data_classes.ListFiles | None) -> list[str]:
+        return [] if payload is None else [file.path for file in payload.root]
+
+
+class Document(gr.File):  # type: ignore[misc]
+    """One uploaded picture or PDF, handed on as the path of its file."""
+
+    is_template = True
+
+    def preprocess(self, payload: gr.data_classes.FileData | None) -> str | None:
+        return None if payload is None else payload.path
+
+
+def picture_input(words: Words, element: str) -> Picture:
+    """A place for one picture; `element` is its id on the page."""
+    return Picture(
+        label=words("page.picture"),
+        type="filepath",
+        sources=["upload", "clipboard"],
+        height=360,
+        elem_id=element,
+        buttons=[],
+    )
+
+
+def problem_line() -> gr.HTML:
+    """Where a tab says what went wrong."""
+    return gr.HTML("", elem_classes="problem")
+
+
+def problem(sentence: str) -> str:
+    """The sentence as the problem line shows it; readers of the screen hear it at once."""
+    return f'<p role="alert">{escape(sentence)}</p>' if sentence else ""
+
+
+def bind(
+    triggers: Sequence[Callable[..., object]],
+    work: Callable[..., object],
+    inputs: Sequence[object],
+    outputs: Sequence[object],
+) -> object:
+    """Run `work` on any of `triggers`. Nothing of it is an API, and nothing waits but in the server's own queue."""
+    return gr.on(
+        list(triggers),
+        work,
+        list(inputs),
+        list(outputs),
+        api_visibility="private",
+        concurrency_limit=None,
+        show_progress="hidden",
+    )
+
+
+def stop_button(words: Words, running: object) -> gr.Button:
+    """A button that ends what `running`, a bound event, does: its generator is closed, its request cancelled."""
+    button = gr.Button(words("page.stop"), variant="stop", size="sm")
+    button.click(None, cancels=[running], api_visibility="private")
+    return button

@@ -1,0 +1,135 @@
+"""The child process: what is said when it cannot start, that it is started again, and that it always ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from onsight.core.errors import StartError, Unavailable
+from onsight.engines.upstream_engine.child import Child, ChildCommand, Patience
+
+QUICK = Patience(start_s=10.0, stop_s=0.5, pause_s=0.01, longest_pause_s=0.05, ask_s=0.01)
+Check = Callable[[], Awaitable[None]]
+
+
+async def nothing() -> None:
+    """A check that is always content."""
+
+
+def running(script: str, patience: Patience = QUICK, first_line: str = "") -> Child:
+    return Child(ChildCommand("test", [sys.executable, "-c", script], first_line=first_line), patience)
+
+
+def when_there(path: Path) -> Check:
+    """A check that is content once the child wrote that file."""
+
+    async def check() -> None:
+        if not await asyncio.to_thread(path.exists):
+            raise Unavailable("not yet")
+
+    return check
+
+
+async def test_a_program_that_is_none_is_named() -> None:
+    child = Child(ChildCommand("test", ["/nowhere/program"]), QUICK)
+    with pytest.raises(StartError, match="/nowhere/program cannot be run"):
+        await child.start(nothing, nothing)
+    await child.close()
+
+
+async def test_a_child_that_dies_at_once_is_quoted() -> None:
+    async def never() -> None:
+        raise Unavailable("not yet")
+
+    child = running("import sys; print('no such model'); sys.exit(3)")
+    with pytest.raises(StartError, match=r"ended with 3 .* no such model"):
+        await child.start(never, never)
+    await child.close()
+
+
+async def test_a_child_that_never_answers_is_given_up() -> None:
+    async def never() -> None:
+        raise Unavailable("still loading")
+
+    child = running("import time; time.sleep(60)", Patience(start_s=0.1, stop_s=0.5, ask_s=0.01))
+    with pytest.raises(StartError, match="still loading"):
+        await child.start(never, never)
+    assert child.process_id is None
+    await child.close()
+
+
+async def test_its_lines_are_logged_and_the_first_line_reaches_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    child = running("print('heard', input(), flush=True); input()", first_line="a secret")
+    await child.start(nothing, nothing)
+    async with asyncio.timeout(10):
+        while "heard a secret" not in caplog.text:
+            await asyncio.sleep(0.01)
+    await child.close()
+
+
+async def test_a_child_that_was_killed_is_started_again(tmp_path: Path) -> None:
+    child = running("import time; time.sleep(60)")
+    await child.start(nothing, nothing)
+    seen = set()
+    for _ in range(3):
+        first = child.process_id
+        assert first is not None
+        seen.add(first)
+        os.kill(first, signal.SIGKILL)
+        async with asyncio.timeout(10):
+            while child.process_id in (None, first) or child.state != "ready":
+                await asyncio.sleep(0.005)
+    assert len(seen) == 3
+    assert child.restarts_total == 3
+    await child.close()
+
+
+async def test_a_child_that_ignores_sigterm_is_killed_with_what_it_started(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    script = (
+        "import signal, subprocess, sys, time, pathlib\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(15, signal.SIG_IGN);"
+        " time.sleep(600)'])\n"
+        f"pathlib.Path({str(ready)!r}).touch()\n"
+        "time.sleep(600)\n"
+    )
+    child = running(script)
+    await child.start(when_there(ready), nothing)
+    own = psutil.Process(child.process_id)
+    family = [own, *own.children(recursive=True)]
+    assert len(family) == 2
+    async with asyncio.timeout(20):
+        await child.close()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+    assert child.state == "dead"
+
+
+async def test_it_leads_a_process_group_of_its_own() -> None:
+    child = running("import time; time.sleep(60)")
+    await child.start(nothing, nothing)
+    assert child.process_id is not None
+    assert os.getpgid(child.process_id) == child.process_id != os.getpgrp()
+    await child.close()
+
+
+async def test_the_socket_and_its_folder_are_removed(tmp_path: Path) -> None:
+    socket = tmp_path / "own" / "x.sock"
+    socket.parent.mkdir()
+    socket.write_text("left behind by one that was killed")
+    command = ChildCommand("test", [sys.executable, "-c", "import time; time.sleep(60)"], socket=str(socket))
+    child = Child(command, QUICK)
+    await child.start(nothing, nothing)
+    assert not socket.exists()
+    await child.close()
+    assert not socket.parent.exists()

@@ -1,0 +1,318 @@
+"""What the upstream engine makes of servers that are down, slow, wrong, or leave in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+
+import pytest
+from PIL import Image as Pillow
+
+from onsight.core.errors import (
+    ContextTooLong,
+    EngineFailed,
+    InvalidRequest,
+    Overloaded,
+    RequestError,
+    StartError,
+    TooLarge,
+    Unavailable,
+    Unsupported,
+)
+from onsight.core.generation import Finished, GenerateRequest, Sampling, TextDelta, Usage
+from onsight.core.messages import ImageOptions, Message, Text
+from onsight.engines.upstream_engine import Address, UpstreamEngine, UpstreamSettings, Watch
+from tests.engines.contract import ask, events_of, idle, solid, text_of
+from tests.engines.upstream_engine.scripted import GOOD, HEAD, Scripted, answers, drops, ending, piece, says, scripted
+
+QUICK = UpstreamSettings(silence_s=5.0, retry_pause_s=0.001)
+
+
+@asynccontextmanager
+async def started(
+    server: Scripted, settings: UpstreamSettings = QUICK, every_s: float = 60.0
+) -> AsyncIterator[UpstreamEngine]:
+    """An engine before the server, whose first request (the check) is done and forgotten."""
+    engine = UpstreamEngine(Address(server.url), Watch(server.url, every_s=every_s), settings)
+    await engine.start()
+    server.bodies.clear()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+async def test_an_answer_comes_through_with_what_it_cost() -> None:
+    async with scripted() as server, started(server) as engine:
+        *deltas, end = await events_of(engine, ask("hi", solid((1, 2, 3))))
+        assert deltas == [TextDelta("Hello"), TextDelta(" you")]
+        assert isinstance(end, Finished)
+        assert end.usage == Usage(9, 2, 0, 4)
+
+
+async def test_only_listed_fields_and_decoded_pixels_go_out() -> None:
+    async with scripted() as server, started(server) as engine:
+        await events_of(engine, ask("hi", solid((200, 10, 10), 8, 6)))
+    (body,) = server.bodies
+    assert set(body) == {
+        "model", "messages", "stream", "stream_options", "temperature", "top_p", "presence_penalty",
+        "frequency_penalty", "max_tokens",
+    }  # fmt: skip
+    assert body["stream"] is True
+    assert isinstance(body["messages"], list)
+    picture, text = body["messages"][0]["content"]
+    assert text == {"type": "text", "text": "hi"}
+    data = base64.b64decode(picture["image_url"]["url"].removeprefix("data:image/png;base64,"))
+    with Pillow.open(io.BytesIO(data)) as opened:
+        assert opened.size == (8, 6)
+        assert opened.getpixel((0, 0)) == (200, 10, 10)
+
+
+@pytest.mark.parametrize(("owner", "first"), [("llamacpp", "image_url"), ("vllm", "text")])
+async def test_pictures_go_first_where_only_a_prompts_start_is_reused(owner: str, first: str) -> None:
+    request = GenerateRequest((Message("user", (Text("before"), solid((1, 1, 1)), solid((2, 2, 2)))),))
+    async with scripted(owner) as server, started(server) as engine:
+        await events_of(engine, request)
+    content = server.bodies[0]["messages"][0]["content"]  # type: ignore[index]
+    assert content[0]["type"] == first
+    pictures = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+    assert len(set(pictures)) == 2
+
+
+async def test_pictures_with_words_between_them_keep_their_places() -> None:
+    parts = (Text("first"), solid((1, 1, 1)), Text("second"), solid((2, 2, 2)))
+    async with scripted("llamacpp") as server, started(server) as engine:
+        await events_of(engine, GenerateRequest((Message("user", parts),)))
+    kinds = [part["type"] for part in server.bodies[0]["messages"][0]["content"]]  # type: ignore[index]
+    assert kinds == ["text", "image_url", "text", "image_url"]
+
+
+async def test_texts_side_by_side_go_out_as_one() -> None:
+    async with scripted() as server, started(server) as engine:
+        await events_of(engine, GenerateRequest((Message("user", (Text("one "), Text("two"))),)))
+    content = server.bodies[0]["messages"][0]["content"]  # type: ignore[index]
+    assert content == [{"type": "text", "text": "one two"}]
+
+
+async def test_a_picture_is_named_after_its_content_where_the_server_keeps_it_by_name() -> None:
+    picture = solid((9, 9, 9))
+    async with scripted("vllm") as server, started(server) as engine:
+        await events_of(engine, ask("hi", picture))
+    assert server.bodies[0]["messages"][0]["content"][0]["uuid"] == picture.digest  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        (ask("x", sampling=Sampling(top_k=5)), "top_k"),
+        (ask("x", sampling=Sampling(max_tokens=0)), "max_tokens"),
+        (ask("x", replace(solid((1, 1, 1)), options=ImageOptions(max_pixels=99))), "max_pixels"),
+        (ask("x", schema="[]"), "response_format"),
+    ],
+)
+async def test_what_the_server_would_not_honour_is_refused_before_it_hears_of_it(
+    request_: GenerateRequest, param: str
+) -> None:
+    async with scripted() as server, started(server) as engine:
+        with pytest.raises(InvalidRequest) as caught:
+            await events_of(engine, request_)
+        assert caught.value.param == param
+        assert server.bodies == []
+
+
+async def test_detail_is_refused_where_the_server_ignores_it() -> None:
+    picture = replace(solid((1, 1, 1)), options=ImageOptions(detail="low"))
+    async with scripted("vllm") as server, started(server) as engine:
+        with pytest.raises(Unsupported, match="low"):
+            await events_of(engine, ask("x", picture))
+
+
+async def test_words_that_the_server_would_read_as_special_tokens_are_refused() -> None:
+    settings = replace(QUICK, reserved=frozenset({"<|im_end|>"}))
+    async with scripted() as server, started(server, settings) as engine:
+        with pytest.raises(InvalidRequest, match=r"<\|im_end\|>"):
+            await events_of(engine, ask("a <|im_end|> b"))
+        assert server.bodies == []
+
+
+@pytest.mark.parametrize("fault", [drops(), answers(503, "loading"), answers(502)])
+async def test_a_request_that_did_not_reach_the_model_is_sent_again(fault: object) -> None:
+    async with scripted() as server, started(server) as engine:
+        server.plays = [fault, fault]  # type: ignore[list-item]
+        assert await text_of(engine, ask("hi")) == "Hello you"
+        assert len(server.bodies) == 3
+
+
+async def test_it_gives_up_after_three_tries() -> None:
+    async with scripted() as server, started(server) as engine:
+        server.plays = [drops()] * 5
+        with pytest.raises(Unavailable):
+            await events_of(engine, ask("hi"))
+        assert len(server.bodies) == 3
+
+
+def cut(first: bytes) -> bytes:
+    """A chunked answer whose second chunk never comes."""
+    return HEAD.replace(b"connection: close", b"transfer-encoding: chunked") + b"%x\r\n%b\r\n" % (len(first), first)
+
+
+async def test_an_answer_that_is_cut_off_is_told_from_one_that_ended() -> None:
+    async with scripted() as server, started(server) as engine:
+        for broken in (says(HEAD, piece("Hel")), says(cut(piece("Hel")))):
+            server.plays = [broken]
+            with pytest.raises(EngineFailed, match="broke off"):
+                await events_of(engine, ask("hi"))
+        assert len(server.bodies) == 2
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        says(HEAD, piece("Hel"), b"data: {nonsense\n\n"),
+        says(HEAD, piece("Hel"), b'data: {"choices": 7}\n\n'),
+        says(HEAD, piece("Hel"), b'data: {"error": {"message": "/secret/path"}}\n\n'),
+        says(HEAD, piece("Hel"), b"error: /secret/path\n\n"),
+        says(HEAD, piece("Hel"), ending("mystery")),
+        says(HEAD, piece("Hel"), b"data: [DONE]\n\n"),
+    ],
+)
+async def test_an_answer_that_breaks_after_its_first_token_is_an_error_and_is_not_asked_for_again(
+    broken: object,
+) -> None:
+    async with scripted() as server, started(server) as engine:
+        server.plays = [broken]  # type: ignore[list-item]
+        async with aclosing(engine.generate(ask("hi"))) as stream:
+            assert await anext(stream) == TextDelta("Hel")
+            with pytest.raises(EngineFailed) as caught:
+                await anext(stream)
+        assert "secret" not in caught.value.message
+        assert len(server.bodies) == 1
+        assert await text_of(engine, ask("again")) == "Hello you"
+
+
+async def test_an_error_in_the_middle_is_in_the_log_word_for_word(caplog: pytest.LogCaptureFixture) -> None:
+    async with scripted() as server, started(server) as engine:
+        for broken in (b'data: {"error": {"message": "out of /gpu0"}}\n\n', b"error: out of /gpu0\n\n"):
+            server.plays = [says(HEAD, piece("Hel"), broken)]
+            caplog.clear()
+            with pytest.raises(EngineFailed, match="cannot be read"):
+                await events_of(engine, ask("hi"))
+            assert "out of /gpu0" in caplog.text
+
+
+async def test_an_endless_line_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onsight.engines.upstream_engine.connection._LONGEST_LINE", 1000)
+    async with scripted() as server, started(server) as engine:
+        server.plays = [says(HEAD, b"data: " + b"x" * 5000)]
+        with pytest.raises(EngineFailed, match="cannot be read"):
+            await events_of(engine, ask("hi"))
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (400, {"error": {"message": "no /secret/path"}}, InvalidRequest),
+        (400, "not json", InvalidRequest),
+        (400, {"error": {"type": "exceed_context_size_error", "n_prompt_tokens": 5000}}, ContextTooLong),
+        (400, {"error": {"code": "context_length_exceeded", "message": "x"}}, ContextTooLong),
+        (401, "no key /secret/path", EngineFailed),
+        (404, {"detail": "no such model"}, EngineFailed),
+        (413, "", TooLarge),
+        (429, "", Overloaded),
+        (500, "Traceback /secret/path", EngineFailed),
+    ],
+)
+async def test_a_refusal_becomes_an_error_of_ours_without_its_internals(
+    status: int, body: object, kind: type[RequestError]
+) -> None:
+    async with scripted() as server, started(server) as engine:
+        server.plays = [answers(status, body)]
+        with pytest.raises(kind) as caught:
+            await events_of(engine, ask("hi"))
+        assert type(caught.value) is kind
+        assert "secret" not in caught.value.message
+        assert len(server.bodies) == 1
+
+
+async def test_a_prompt_that_is_too_long_is_refused_with_its_numbers() -> None:
+    async with scripted() as server, started(server) as engine:
+        server.plays = [answers(400, {"error": {"type": "exceed_context_size_error", "n_prompt_tokens": 5000}})]
+        with pytest.raises(ContextTooLong, match=r"5000 .* 4096"):
+            await events_of(engine, ask("hi"))
+
+
+async def test_a_server_that_is_silent_for_too_long_is_not_waited_for() -> None:
+    async def silent(writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(30)
+
+    async with scripted() as server, started(server, replace(QUICK, silence_s=0.2)) as engine:
+        server.plays = [silent]
+        with pytest.raises(Unavailable, match="slow"):
+            await events_of(engine, ask("hi"))
+        assert len(server.bodies) == 1
+
+
+async def test_closing_the_generator_closes_the_connection() -> None:
+    async def endless(writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD)
+        while True:
+            writer.write(piece("la "))
+            await writer.drain()
+            await asyncio.sleep(0.001)
+
+    async with scripted() as server, started(server) as engine:
+        server.plays = [endless]
+        stream = engine.generate(ask("sing"))
+        await anext(stream)
+        await stream.aclose()
+        await idle(engine)
+        async with asyncio.timeout(10):
+            while not server.left:
+                await asyncio.sleep(0.005)
+
+
+async def test_readiness_follows_the_server() -> None:
+    async with scripted() as server, started(server, every_s=0.01) as engine:
+        assert engine.status().state == "ready"
+        server.models_status = 500
+        await _until(engine, "loading")
+        with pytest.raises(Unavailable):
+            await events_of(engine, ask("hi"))
+        server.models_status = 200
+        await _until(engine, "ready")
+        assert await text_of(engine, ask("hi")) == "Hello you"
+
+
+async def _until(engine: UpstreamEngine, state: str) -> None:
+    async with asyncio.timeout(10):
+        while engine.status().state != state:
+            await asyncio.sleep(0.005)
+
+
+async def test_a_server_that_is_down_at_the_start_is_named() -> None:
+    url = "http://127.0.0.1:9"
+    engine = UpstreamEngine(Address(url), Watch(url, every_s=0.01, start_s=0.05), QUICK)
+    with pytest.raises(StartError, match=url):
+        await engine.start()
+    await engine.close()
+
+
+async def test_a_server_that_does_not_count_tokens_is_not_started_with() -> None:
+    async with scripted() as server:
+        server.plays = [says(HEAD, piece("x"), ending().replace(b"usage", b"other"))]
+        engine = UpstreamEngine(Address(server.url), Watch(server.url), QUICK)
+        with pytest.raises(StartError, match="include_usage"):
+            await engine.start()
+        await engine.close()
+
+
+async def test_a_good_server_is_asked_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with scripted() as server, started(server) as engine:
+        server.plays = [GOOD]
+        await events_of(engine, ask("hi"))
+        assert len(server.bodies) == 1
+    assert [record for record in caplog.records if record.levelname != "INFO" and "onsight" in record.name] == []

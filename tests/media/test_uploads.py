@@ -1,0 +1,49 @@
+"""The page's uploads: only what lies in their folder is read, and not more than the limit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from onsight.core.errors import InvalidMedia, TooLarge
+from onsight.core.messages import ImageRef, VideoRef
+from onsight.media.uploads import Uploads, as_reference
+from tests.media.clips import clip, gif
+from tests.media.pictures import plain
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "secret.txt").write_text("secret")
+    inside = tmp_path / "uploads"
+    inside.mkdir()
+    (inside / "picture.png").write_bytes(b"pixels")
+    return inside
+
+
+def test_an_upload_is_read(folder: Path) -> None:
+    assert Uploads(folder, 6).read(str(folder / "picture.png")) == b"pixels"
+
+
+@pytest.mark.parametrize("name", ["../secret.txt", "/etc/passwd", "gone.png", "", ".", "a\0b"])
+def test_nothing_else_is(folder: Path, name: str) -> None:
+    with pytest.raises(InvalidMedia) as caught:
+        Uploads(folder, 1000).read(name if name.startswith("/") else str(folder / name))
+    assert caught.value.code == "upload_gone"
+
+
+def test_a_link_out_of_the_folder_is_not_followed(folder: Path) -> None:
+    (folder / "link.png").symlink_to(folder.parent / "secret.txt")
+    with pytest.raises(InvalidMedia):
+        Uploads(folder, 1000).read(str(folder / "link.png"))
+
+
+def test_a_large_one_is_refused_with_the_limit(folder: Path) -> None:
+    with pytest.raises(TooLarge, match="6 bytes"):
+        Uploads(folder, 5).read(str(folder / "picture.png"))
+
+
+@pytest.mark.parametrize(("data", "kind"), [(plain(), ImageRef), (gif(), ImageRef), (clip(frames=2), VideoRef)])
+def test_a_files_bytes_say_what_it_is(data: bytes, kind: type) -> None:
+    assert isinstance(as_reference(data), kind)

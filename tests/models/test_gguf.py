@@ -1,0 +1,189 @@
+"""GGUF files: which are found, which are refused and why, and the card that one gets."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from onsight.core.errors import StartError
+from onsight.models.gguf import card_of_gguf, check_digest, locate_gguf, names_gguf, read_gguf
+from onsight.models.gguf_header import read_header
+from tests.stand_in_hub import Repo, StandInHub, stand_in_hub
+from training.export_gguf import export_gguf
+from training.model import BUNDLED
+
+
+@pytest.fixture(scope="module")
+def peek(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return export_gguf(BUNDLED, tmp_path_factory.mktemp("peek"), "peek")
+
+
+def write(path: Path, architecture: str, **fields: int) -> Path:
+    """A GGUF file without tensors' numbers but one; `fields` without the architecture's name."""
+    writer = gguf.GGUFWriter(path, architecture)
+    for name, value in ({"context_length": 64, "embedding_length": 8} | fields).items():
+        writer.add_uint32(f"{architecture}.{name}", value)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 8), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_the_header_is_what_the_package_of_its_authors_reads(peek: tuple[Path, Path]) -> None:
+    for path in peek:
+        ours, theirs = read_header(path), gguf.GGUFReader(path)
+        fields = {name: field.contents() for name, field in theirs.fields.items() if not name.startswith("GGUF.")}
+        assert dict(ours.fields) == fields
+        assert ours.tensors == len(theirs.tensors)
+
+
+def test_a_model_with_its_mmproj_is_read_from_both(peek: tuple[Path, Path]) -> None:
+    model = read_gguf(*peek)
+    assert (model.name, model.architecture, model.projector) == ("peek", "llama", "idefics3")
+    assert model.context_tokens == 2048
+    assert model.token_bytes == 4 * 2 * (64 + 64) * 2
+    assert {"<image>", "<end_of_utterance>"} <= model.special_texts
+    assert not model.calls_tools
+
+
+def test_the_card_is_the_familys_less_what_llama_cannot_do_for_it(peek: tuple[Path, Path]) -> None:
+    card = card_of_gguf(str(peek[0]), read_gguf(*peek))
+    assert card.name == "peek"
+    assert {"chat", "caption", "locate"} <= set(card.capabilities)
+    assert "video" not in card.capabilities
+    alone = card_of_gguf(str(peek[0]), read_gguf(peek[0], None))
+    assert not alone.sees
+    assert alone.capabilities == ("chat",)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "instead"),
+    [("mllama", "meta-llama/Llama-3.2-11B-Vision-Instruct"), ("phi3v", "microsoft/Phi-3.5-vision-instruct")],
+)
+def test_what_no_llama_runs_is_refused_with_what_to_run_instead(
+    tmp_path: Path, architecture: str, instead: str
+) -> None:
+    with pytest.raises(StartError, match=instead):
+        read_gguf(write(tmp_path / "model.gguf", architecture), None)
+
+
+def test_an_mmproj_in_the_models_place_is_told_apart(peek: tuple[Path, Path]) -> None:
+    with pytest.raises(StartError, match="--mmproj"):
+        read_gguf(peek[1], None)
+    with pytest.raises(StartError, match="is no mmproj"):
+        read_gguf(peek[0], peek[0])
+
+
+def test_an_mmproj_of_another_model_is_refused_with_both_widths(peek: tuple[Path, Path], tmp_path: Path) -> None:
+    other = write(tmp_path / "model.gguf", "llama", embedding_length=8)
+    with pytest.raises(StartError, match=r"256 numbers, and model.gguf reads 8"):
+        read_gguf(other, peek[1])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.00001, 0.001, 0.5, 0.999])
+def test_a_truncated_file_is_refused(peek: tuple[Path, Path], tmp_path: Path, share: float) -> None:
+    whole = peek[0].read_bytes()
+    path = tmp_path / "model.gguf"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(StartError, match="no whole GGUF file"):
+        read_gguf(path, None)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (b"GGML", "does not begin with GGUF"),
+        (b"GGUF" + struct.pack("<I", 99), "version 99"),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**63), "a text has 9223372036854775808 bytes"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 2**62, 0), "buffer"),
+        (b"GGUF" + struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"x", 77), "unknown type 77"),
+        (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"x", 9, 8, 2**60), "a list has"),
+        (b"GGUF" + struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"x", 9) + struct.pack("<IQ", 9, 1) * 5000, "unknown type 9"),
+        (b"GGUF" + struct.pack("<IQQQ1sII", 3, 1, 0, 1, b"t", 99, 0), "99 dimensions"),
+    ],
+)
+def test_a_corrupt_file_is_refused_with_what_is_wrong(tmp_path: Path, damage: bytes, said: str) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(damage + b"\0" * 64)
+    with pytest.raises(StartError, match=rf"no whole GGUF file .*{said}"):
+        read_gguf(path, None)
+
+
+def test_another_file_than_the_pinned_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"one")
+    check_digest(path, hashlib.sha256(b"one").hexdigest().upper())
+    with pytest.raises(StartError, match="pinned"):
+        check_digest(path, hashlib.sha256(b"two").hexdigest())
+    with pytest.raises(StartError, match="has none"):
+        check_digest(None, "00")
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [("a.gguf", True), ("/x/a.gguf", True), ("owner/name:Q4_K_M", True), ("owner/name", False), ("peek", False)],
+)
+def test_gguf_models_are_known_by_their_names(model: str, expected: bool) -> None:
+    assert names_gguf(model) is expected
+
+
+def test_the_mmproj_beside_the_model_is_found_the_one_of_its_name_first(tmp_path: Path) -> None:
+    model = tmp_path / "tiny-q8.gguf"
+    model.write_bytes(b"x")
+    assert locate_gguf(str(model), None, None) == (model, None)
+    for name in ("mmproj-other-f32.gguf", "mmproj-other-f16.gguf"):
+        (tmp_path / name).write_bytes(b"x")
+    assert locate_gguf(str(model), None, None)[1] == tmp_path / "mmproj-other-f16.gguf"
+    (tmp_path / "mmproj-tiny-q8.gguf").write_bytes(b"x")
+    assert locate_gguf(str(model), None, None)[1] == tmp_path / "mmproj-tiny-q8.gguf"
+    assert locate_gguf(str(model), "mmproj-other-f32.gguf", None)[1] == tmp_path / "mmproj-other-f32.gguf"
+    assert locate_gguf(str(model), "none", None) == (model, None)
+    with pytest.raises(StartError, match=r"nowhere\.gguf"):
+        locate_gguf(str(model), "nowhere.gguf", None)
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(StartError, match=r"/nowhere/a\.gguf"):
+        locate_gguf("/nowhere/a.gguf", None, None)
+
+
+FETCH = """
+import sys
+from onsight.core.errors import OnsightError
+from onsight.models.gguf import locate_gguf
+try:
+    print(*(path.name for path in locate_gguf(sys.argv[1], None, None) if path))
+except OnsightError as error:
+    sys.exit(f"refused: {error}")
+"""
+
+
+def fetch(hub: StandInHub, home: Path, model: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | hub.environment(home)
+    return subprocess.run(
+        [sys.executable, "-c", FETCH, model], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_hub_id_with_a_quantisation_brings_that_file_and_its_mmproj_only(tmp_path: Path) -> None:
+    names = ("tiny-Q4_K_M.gguf", "tiny-Q8_0.gguf", "mmproj-tiny-f16.gguf", "mmproj-tiny-f32.gguf", "README.md")
+    with stand_in_hub(org__tiny=Repo({name: name.encode() for name in names})) as hub:
+        done = fetch(hub, tmp_path, "org/tiny:q4_k_m")
+        assert done.stdout.split() == ["tiny-Q4_K_M.gguf", "mmproj-tiny-f16.gguf"], done.stderr
+        assert hub.fetched() == {"tiny-Q4_K_M.gguf", "mmproj-tiny-f16.gguf"}
+        hub.asked.clear()
+        assert fetch(hub, tmp_path, "org/tiny:Q4_K_M").stdout.split() == ["tiny-Q4_K_M.gguf", "mmproj-tiny-f16.gguf"]
+        assert hub.asked == []
+        refused = fetch(hub, tmp_path, "org/tiny:Q2_K").stderr
+    assert "'Q2_K'" in refused
+    assert "tiny-Q8_0.gguf" in refused
