@@ -30,8 +30,8 @@ else
 	exec $(BIN)/onsight serve
 endif
 
-test: install ## run the default test suite
-	$(BIN)/python -m pytest
+test: install ## run the default test suite, a process for every core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-browser: install ## run the page's tests in Debian's Chromium, and take the pictures in docs/images/page/
 	command -v chromium >/dev/null || apt-get install -y chromium

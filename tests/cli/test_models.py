@@ -75,8 +75,8 @@ def test_models_on_this_machine_are_listed_with_their_state(tmp_path: Path) -> N
     assert "not whole" in broken
     assert not any("org/words" in line for line in lines)
     assert "1 more in the cache are of families that do not run here." in lines
-    (bundled,) = [line for line in lines if "in the package" in line]
-    assert bundled.split()[-1] == "ready"
+    bundled = [line.split() for line in lines if "in the package" in line]
+    assert [(row[1], row[-1]) for row in bundled] == [("leaf", "ready"), ("peek", "ready")]
 
 
 def test_one_model_is_shown_with_what_it_takes_in_memory() -> None:

@@ -73,7 +73,7 @@ def test_the_installed_command_helps_and_serves_the_bundled_model(installed: Pat
     try:
         wait_until(lambda: process.poll() is not None or " on http://" in log.read_text(), 120)
         assert process.poll() is None, log.read_text()
-        address = log.read_text().split(" on ")[1].split()[0]
+        address = "http://" + log.read_text().split(" on http://")[1].split()[0]
         body = {"messages": [{"role": "user", "content": "Describe the screen."}], "max_tokens": 8}
         answer = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60)
         assert answer.status_code == 200

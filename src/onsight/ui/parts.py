@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from html import escape
+from pathlib import Path
 
 import gradio as gr
 
@@ -35,6 +37,11 @@ class Document(gr.File):  # type: ignore[misc]
 
     def preprocess(self, payload: gr.data_classes.FileData | None) -> str | None:
         return None if payload is None else payload.path
+
+
+# Gradio writes a stub beside every module that makes a component of its own. Type checkers would believe it.
+with suppress(OSError):
+    Path(__file__).with_suffix(".pyi").unlink(missing_ok=True)
 
 
 def picture_input(words: Words, element: str) -> Picture:
