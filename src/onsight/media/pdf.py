@@ -62,6 +62,11 @@ def is_pdf(data: bytes) -> bool:
     return data[:_HEADER_BYTES].lstrip(_BLANKS).startswith(b"%PDF-")
 
 
+def count_pages(data: bytes, limits: MediaLimits) -> int:
+    """How many pages a PDF has; none is drawn. Not for the event loop. Raises InvalidMedia when it cannot be read."""
+    return int(json.loads(_ask_child(data, limits, lambda answer: answer.read()))["total"])
+
+
 def read_pdf(data: bytes, pages: Pages, options: ImageOptions, limits: MediaLimits) -> PdfFile:
     """Look how many pages there are and how large those that are asked for; none is drawn. Not for the event loop.
 
