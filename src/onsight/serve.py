@@ -33,6 +33,7 @@ from onsight.config import LOOPBACK_HOSTS, MEGABYTE, Settings, tell_gradio
 from onsight.core.engine import Engine, Progress
 from onsight.core.errors import StartError
 from onsight.engine_choice import build_roster
+from onsight.index.collection import Collection, Place
 from onsight.media.door import MediaDoor, MediaLimits
 from onsight.tasks.admission import Admission
 from onsight.tasks.chat import Chat
@@ -54,6 +55,7 @@ class Site:
     admission: Admission
     door: MediaDoor
     page: Page | None = None
+    index: Collection | None = None
 
     async def start(self) -> None:
         """Load every engine and, beside them, the page. Raises StartError."""
@@ -61,6 +63,9 @@ class Site:
         try:
             for engine in self._engines:
                 await engine.start()
+            if self.index is not None:
+                for loaded in self.roster.embedders:
+                    await asyncio.to_thread(self.index.check, loaded.name, loaded.engine.space.dims)
             if beside is not None:
                 await beside
         finally:
@@ -72,6 +77,8 @@ class Site:
             await self.page.close()
         for engine in self._engines:
             await engine.close()
+        if self.index is not None:
+            self.index.close()
         self.door.close()
 
     @property
@@ -94,7 +101,8 @@ def assemble(
     metrics = Metrics(roster, admission, door.decoded.cache)
     bookkeepers = (metrics.record, log_request)
     chat = Chat(roster, door, admission, bookkeepers)
-    embed = Embed(roster, door, admission, bookkeepers, settings.max_inputs)
+    index = _index(settings, roster)
+    embed = Embed(roster, door, admission, bookkeepers, settings.max_inputs, index)
     keys = KeyBook(settings.api_key, settings.keys_file)
     place = Workplace(roster, chat, admission)
     page = _page(settings, place, door.limits, keys) if with_page and roster.chats else None
@@ -112,7 +120,16 @@ def assemble(
         page=page,
     )
     app = create_app(Services(roster, chat, embed, admission, metrics), api, lifespan)
-    return Site(app, chat, roster, admission, door, page)
+    return Site(app, chat, roster, admission, door, page, index)
+
+
+def _index(settings: Settings, roster: Roster) -> Collection | None:
+    """The index whose pages may be named by ids, if there is one. Raises StartError."""
+    if settings.qdrant is None:
+        return None
+    if not roster.embedders:
+        raise StartError("qdrant is set, but no model that makes vectors is served: name one, or leave qdrant out")
+    return Collection(Place(settings.qdrant, settings.qdrant_collection, settings.qdrant_key))
 
 
 def _page(settings: Settings, place: Workplace, limits: MediaLimits, keys: KeyBook) -> Page | None:

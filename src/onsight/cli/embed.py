@@ -79,8 +79,10 @@ def place_of(settings: Settings) -> Place:
 
 
 def with_retriever(settings: Settings) -> Settings:
-    """With the bundled retriever where no model is named."""
-    return settings if "model" in settings.model_fields_set else settings.model_copy(update={"model": RETRIEVER})
+    """Settings of the server in this process: with the bundled retriever where no model is named, and without the
+    index, which the command itself has open."""
+    named = "model" in settings.model_fields_set
+    return settings.model_copy(update={"qdrant": None, "model": settings.model if named else RETRIEVER})
 
 
 async def ask_vectors(client: httpx.AsyncClient, model: str | None, one: object) -> Result:

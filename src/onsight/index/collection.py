@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from qdrant_client import QdrantClient, models
 
 Compression = Literal["int8", "binary"]
+PageId = int | str
+"""A whole number from 0, or a UUID, as Qdrant has them."""
 
 _AT_ONCE = 16
 """Pages in one call to a server: with 768 vectors of 128 numbers each they are some 30 MB of JSON."""
@@ -180,8 +182,8 @@ class Collection:
             )
         return [Hit(point.score, _page(point.payload, point.vector)) for point in found.points]
 
-    def fetch(self, ids: Sequence[int | str]) -> list[Embedding]:
-        """The vectors of the pages with these ids, in their order.
+    def fetch(self, ids: Sequence[PageId]) -> list[KeptPage]:
+        """The pages with these ids, in their order.
 
         Raises InvalidRequest for ids that are not there, Unavailable when the server cannot be reached.
         """
@@ -190,7 +192,7 @@ class Collection:
                 points = self._client.retrieve(self._place.name, list(dict.fromkeys(ids)), with_vectors=True)
         except StartError as error:
             raise Unavailable(str(error)) from None
-        kept = {str(point.id): _page(point.payload, point.vector).embedding for point in points}
+        kept = {str(point.id): _page(point.payload, point.vector) for point in points}
         missing = [one for one in ids if str(one) not in kept]
         if missing:
             raise InvalidRequest(f"the collection {self._place.name!r} has no page with the id {missing[0]!r}")

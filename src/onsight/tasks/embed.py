@@ -13,14 +13,24 @@ from onsight.core.engine import EmbedEngine
 from onsight.core.errors import EngineFailed, InvalidRequest, RequestError, TimedOut, TooLarge, Unsupported
 from onsight.core.geometry import Size
 from onsight.core.messages import ImageRef, Text
+from onsight.index.collection import Collection, PageId
 from onsight.media.door import MediaDoor
 from onsight.tasks.admission import Admission
 from onsight.tasks.record import Bookkeeper, Record, kept
-from onsight.tasks.roster import Roster
+from onsight.tasks.roster import LoadedEmbedder, Roster
 from onsight.tasks.vectors import VectorForm, form
 
 Input = Text | ImageRef | Embedding
 """A query, a page, or vectors of either."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRef:
+    """A page of the server's own index, by its id. `param`: where it stands in the request."""
+
+    id: PageId
+    param: str | None = None
+
 
 _PAGES_AT_ONCE = 8
 """Pictures and PDFs of one request that are opened and not yet sent; so its memory does not grow with its length."""
@@ -41,11 +51,11 @@ class EmbedCall:
 class ScoreCall:
     """Which pages are compared with the one query; or, in `pairs`, each with the query at its own place.
 
-    Either may come as vectors.
+    Either may come as vectors, and a page as the id that it has in the index.
     """
 
     queries: tuple[Text | Embedding, ...]
-    pages: tuple[ImageRef | Embedding, ...]
+    pages: tuple[ImageRef | Embedding | KeptRef, ...]
     model: str | None = None
     request_id: str = ""
     task: str = "score"
@@ -95,13 +105,15 @@ class Embed:
         admission: Admission,
         bookkeepers: Sequence[Bookkeeper] = (),
         max_inputs: int = 1024,
+        index: Collection | None = None,
     ) -> None:
-        """`max_inputs`: most queries and pages of one request."""
+        """`max_inputs`: most queries and pages of one request. `index`: pages that may be named by their ids."""
         self._roster = roster
         self._door = door
         self._admission = admission
         self._bookkeepers = tuple(bookkeepers)
         self._max_inputs = max_inputs
+        self._index = index
 
     async def stream(self, call: EmbedCall) -> AsyncGenerator[Embedded | Refused, None]:
         """Each input's vectors, or why there are none, in the order of the inputs. Closing it cancels the rest.
@@ -130,10 +142,10 @@ class Embed:
         with kept(record, self._bookkeepers):
             self._check(call.queries, "queries")
             self._check(call.pages, "documents")
-            # A score is one page's, so a PDF will not do.
-            pages = [replace(one, pages=None) if isinstance(one, ImageRef) else one for one in call.pages]
+            self._check_index(call.pages)
             found: list[Embedding] = []
             with self._admission.place():
+                pages = await self._from_index(call.pages, loaded)
                 async with aclosing(self._each((*call.queries, *pages), loaded.engine, record, VectorForm())) as items:
                     async for item in items:
                         if isinstance(item, Refused):
@@ -150,6 +162,44 @@ class Embed:
                     (values,) = await loaded.engine.score(queries, shown)
             record.reason = "stop"
         return Scores(values, record.prompt_tokens, record.image_tokens)
+
+    def _check_index(self, pages: Sequence[ImageRef | Embedding | KeptRef]) -> None:
+        for one in pages:
+            if isinstance(one, KeptRef) and self._index is None:
+                raise Unsupported(
+                    f"page {one.id!r} is named by an id, but this server has no index; start it with --qdrant, or send"
+                    " the page",
+                    param=one.param,
+                )
+
+    async def _from_index(
+        self, pages: Sequence[ImageRef | Embedding | KeptRef], loaded: LoadedEmbedder
+    ) -> list[ImageRef | Embedding]:
+        """With the vectors of the pages that are named by ids. Raises InvalidRequest for one that is not there."""
+        named = [one for one in pages if isinstance(one, KeptRef)]
+        found = []
+        if named and self._index is not None:
+            try:
+                found = await asyncio.to_thread(self._index.fetch, [one.id for one in named])
+            except InvalidRequest as error:
+                error.param = "documents"
+                raise
+        for ref, page in zip(named, found, strict=True):
+            if page.model not in loaded.names:
+                raise InvalidRequest(
+                    f"page {ref.id!r} was embedded by {page.model!r}, whose vectors mean nothing to {loaded.name!r}",
+                    param=ref.param,
+                )
+        kept = iter(found)
+        # A score is one page's, so a PDF will not do.
+        return [
+            replace(one, pages=None)
+            if isinstance(one, ImageRef)
+            else next(kept).embedding
+            if isinstance(one, KeptRef)
+            else one
+            for one in pages
+        ]
 
     async def _each(
         self, inputs: Sequence[Input], engine: EmbedEngine, record: Record, wanted: VectorForm
@@ -191,7 +241,7 @@ class Embed:
                 made = await asyncio.gather(*(engine.embed(image) for image in images))
                 return [(embedding, image.page, image.size) for image, embedding in zip(images, made, strict=True)]
 
-    def _check(self, inputs: Sequence[Input], noun: str, *, streamed: bool = False) -> None:
+    def _check(self, inputs: Sequence[Input | KeptRef], noun: str, *, streamed: bool = False) -> None:
         """What no model can answer."""
         if not inputs:
             raise InvalidRequest(f"{noun} is empty; send at least one", param=noun)

@@ -11,14 +11,15 @@ import numpy
 
 from onsight.api.openai.calls import to_part
 from onsight.api.openai.wire import Part
-from onsight.api.vectors.wire import EmbeddingsRequest, RerankRequest, ScoreRequest, Vectors
+from onsight.api.vectors.wire import EmbeddingsRequest, Kept, RerankRequest, ScoreRequest, Vectors
 from onsight.core.embedding import Embedding
 from onsight.core.errors import InvalidRequest, Unsupported
 from onsight.core.messages import ImageRef, Text
-from onsight.tasks.embed import EmbedCall, ScoreCall
+from onsight.tasks.embed import EmbedCall, KeptRef, ScoreCall
 from onsight.tasks.vectors import VectorForm, from_numbers, unpack
 
 InputType = Literal["query", "document"]
+Item = Part | Vectors | Kept
 
 _ELSEWHERE = {
     "query": "a query is a text here, not a picture",
@@ -53,16 +54,16 @@ def rerank_call(wire: RerankRequest, request_id: str) -> ScoreCall:
     return ScoreCall(_queries([wire.query], "query"), _pages(wire.documents), wire.model, request_id, "rerank")
 
 
-def _queries(items: Sequence[Part | Vectors], place: str) -> tuple[Text | Embedding, ...]:
+def _queries(items: Sequence[Item], place: str) -> tuple[Text | Embedding, ...]:
     found = []
     for index, item in enumerate(items):
         one = _score_input(item, f"{place}.{index}", "query")
-        assert not isinstance(one, ImageRef)  # refused before
+        assert not isinstance(one, ImageRef | KeptRef)  # refused before
         found.append(one)
     return tuple(found)
 
 
-def _pages(items: Sequence[Part | Vectors]) -> tuple[ImageRef | Embedding, ...]:
+def _pages(items: Sequence[Item]) -> tuple[ImageRef | Embedding | KeptRef, ...]:
     found = []
     for index, item in enumerate(items):
         one = _score_input(item, f"documents.{index}", "document")
@@ -71,8 +72,16 @@ def _pages(items: Sequence[Part | Vectors]) -> tuple[ImageRef | Embedding, ...]:
     return tuple(found)
 
 
-def _score_input(item: Part | Vectors, place: str, kind: InputType) -> Text | ImageRef | Embedding:
-    return _decode(item, place) if isinstance(item, Vectors) else _input(item, place, kind)
+def _score_input(item: Item, place: str, kind: InputType) -> Text | ImageRef | Embedding | KeptRef:
+    match item:
+        case Vectors():
+            return _decode(item, place)
+        case Kept() if kind == "query":
+            raise Unsupported("the index holds pages; send the query as a text or as vectors", param=place)
+        case Kept():
+            return KeptRef(item.id, place)
+        case _:
+            return _input(item, place, kind)
 
 
 def _input(part: Part, place: str, kind: InputType | None) -> Text | ImageRef:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Annotated, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -58,13 +59,39 @@ class Vectors(Strict):
         return self
 
 
+def _as_id(value: object) -> object:
+    """Whole numbers from 0 as they are, UUIDs in their usual form."""
+    match value:
+        case str():
+            try:
+                return str(uuid.UUID(value))
+            except ValueError:
+                pass
+        case int() if not isinstance(value, bool) and 0 <= value < 1 << 64:
+            return value
+    raise PydanticCustomError("wrong", "it should be a whole number from 0 or a UUID, as `onsight search --json` says")
+
+
+class Kept(Strict):
+    """A page of the server's index (`--qdrant`), by the id of its point there."""
+
+    id: Annotated[int | str, BeforeValidator(_as_id)]
+
+
 def _kind_of(value: object) -> str:
-    is_vectors = isinstance(value, Vectors) or (isinstance(value, dict) and "embedding" in value)
-    return PART + ("vectors" if is_vectors else "part")
+    match value:
+        case Vectors() | {"embedding": _}:
+            return PART + "vectors"
+        case Kept() | {"id": _}:
+            return PART + "kept"
+    return PART + "part"
 
 
 ScoreItem = Annotated[
-    Annotated[Part, Tag(f"{PART}part")] | Annotated[Vectors, Tag(f"{PART}vectors")], Discriminator(_kind_of)
+    Annotated[Part, Tag(f"{PART}part")]
+    | Annotated[Vectors, Tag(f"{PART}vectors")]
+    | Annotated[Kept, Tag(f"{PART}kept")],
+    Discriminator(_kind_of),
 ]
 ScoreItems = Annotated[
     list[ScoreItem],
@@ -125,7 +152,7 @@ class RerankRequest(Strict):
     """The body of `POST /v1/rerank`."""
 
     query: Annotated[ScoreItem, BeforeValidator(_as_part, json_schema_input_type=str | ScoreItem)]
-    documents: ScoreItems = Field(description="Pages, as pictures or as vectors.")
+    documents: ScoreItems = Field(description="Pages, as pictures, as vectors, or as ids in the server's index.")
     model: str | None = Field(None, description="Left out, it means the only embedding model.")
     top_n: int | None = Field(None, ge=1, description="So many of the best; all if unset.")
     return_documents: bool = Field(False, description="With each result, the document as it was sent.")
