@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) --constraint constraints.txt --editable '.[dev,ui]'
 	touch $@
 
-serve: install ## serve the bundled model and the page on 127.0.0.1:8000 (ONSIGHT_HOST, ONSIGHT_PORT); ENGINE=llama: on llama.cpp
+serve: install ## serve the bundled models and the page on 127.0.0.1:8000 (ONSIGHT_HOST, ONSIGHT_PORT); ENGINE=llama: on llama.cpp
 ifeq ($(ENGINE),llama)
 	test -f $(GGUF)/peek.gguf || $(BIN)/python -m training.export_gguf $(GGUF)
 	exec $(BIN)/onsight serve $(GGUF)/peek.gguf

@@ -160,3 +160,23 @@ def test_models_are_looked_for_where_transformers_cache_says(tmp_path: Path, mon
     assert settings.taken == (f"the folder of models {str(tmp_path)!r} is taken from TRANSFORMERS_CACHE",)
     assert locate_model("owner/name") == folder
     assert [model.name for model in cached_models()] == ["owner/name"]
+
+
+@pytest.mark.parametrize(
+    ("given", "beside"),
+    [
+        ({}, "leaf"),
+        ({"engine": "torch", "served_model_name": "mine"}, "leaf"),
+        ({"model": "peek"}, None),
+        ({"embed_model": "x"}, "x"),
+        ({"engine": "fake"}, None),
+        ({"upstream": "http://h"}, None),
+    ],
+)
+def test_a_server_without_a_named_model_gets_the_bundled_retriever(
+    given: dict[str, object], beside: str | None
+) -> None:
+    settings = load_settings(given, environment={"PORT": "7"})
+    served = settings.with_retriever
+    assert (served.model, served.embed_model) == (settings.model, beside)
+    assert (served.port, served.taken) == (7, settings.taken)

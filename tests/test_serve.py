@@ -122,6 +122,19 @@ def test_a_chat_model_and_an_embedding_model_are_served_by_one_process(tmp_path:
     assert "peek, pages, colqwen on http" in server.log()
 
 
+@pytest.mark.model
+def test_without_a_name_both_bundled_models_are_served_and_each_request_finds_its_own() -> None:
+    with served() as server:
+        assert get(server, "/ready").json()["models"] == {"peek": "ready", "leaf": "ready"}
+        assert [one["id"] for one in get(server, "/v1/models").json()["data"]] == ["peek", "leaf"]
+        answer = httpx.post(server.url + "/v1/chat/completions", json=ask("hello", max_tokens=3), timeout=60)
+        assert answer.json()["model"] == "peek"
+        vectors = httpx.post(server.url + "/v1/embeddings", json={"input": "harbour"}, timeout=60)
+        assert vectors.json()["model"] == "leaf"
+        assert get(server, "/info").json()["dim"] == 128
+    assert "peek, leaf on http" in server.log()
+
+
 def test_small_pieces_are_sent_at_once() -> None:
     with listen_on(Settings(port=0)) as listening:
         with socket.create_connection(listening.getsockname()):

@@ -43,7 +43,7 @@ def create() -> FastAPI:
         log_taken(settings)
         for name in sorted(settings.model_fields_set.intersection(_NOT_OURS)):
             _log.warning("the option %s has no effect here: that is up to the program that listens", name)
-        site = assemble(settings, lifespan=alive, with_page=True)
+        site = assemble(settings.with_retriever, lifespan=alive, with_page=True)
     except OnsightError as error:
         print(f"onsight: {error}", file=sys.stderr)
         sys.exit(2)

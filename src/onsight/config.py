@@ -38,6 +38,9 @@ BORROWED = (
 
 _FOLDER_AND_NAME = "MODEL_PATH with MODEL_NAME"
 
+RETRIEVER = "leaf"
+"""The bundled model that makes vectors."""
+
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -65,7 +68,7 @@ class Settings(BaseModel):
         (), description="Names that clients use for the model; the first one is in answers."
     )
     embed_model: str | None = Field(
-        None, min_length=1, description="Model beside it that makes vectors of pages and queries."
+        None, min_length=1, description="Model beside it that makes vectors; 'leaf' (bundled) where `serve` names none."
     )
     embed_revision: str | None = Field(None, min_length=1, description="As --revision, for the model beside it.")
     served_embed_name: Names = Field((), description="As --served-model-name, for the model beside it.")
@@ -187,6 +190,16 @@ class Settings(BaseModel):
     def taken(self) -> tuple[str, ...]:
         """What other servers' names in the environment set here, a sentence each, for the log."""
         return tuple(self._taken)
+
+    @property
+    def with_retriever(self) -> Settings:
+        """These, with the bundled retriever beside the bundled model that answers, where no model is named at all."""
+        named = "model" in self.model_fields_set or self.embed_model is not None or self.upstream is not None
+        if named or self.engine not in ("auto", "torch"):
+            return self
+        made = self.model_copy(update={"embed_model": RETRIEVER})
+        made._taken = self._taken
+        return made
 
     @model_validator(mode="after")
     def _guarded(self) -> Settings:

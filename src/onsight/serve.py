@@ -180,11 +180,12 @@ def _limits(settings: Settings) -> MediaLimits:
 
 
 def run(settings: Settings) -> None:
-    """Serve until a signal: the first SIGTERM or SIGINT drains, a second one cuts. Raises StartError."""
+    """Serve until a signal: the first SIGTERM or SIGINT drains, a second one cuts. Without a model named, both bundled
+    ones are served. Raises StartError."""
     set_up_logging(settings)
     log_taken(settings)
     with loading_bar() as progress:
-        site = assemble(settings, progress, with_page=True)
+        site = assemble(settings.with_retriever, progress, with_page=True)
         asyncio.run(listen_and_serve(site, settings))
 
 

@@ -21,7 +21,7 @@ from rich.progress import Progress
 from onsight.cli.caller import Result, connected, post
 from onsight.cli.pictures import STANDARD_INPUT, is_url, name_pictures
 from onsight.cli.vector_files import VectorFile
-from onsight.config import Settings
+from onsight.config import RETRIEVER, Settings
 from onsight.core.embedding import Embedding, ImageSpan
 from onsight.core.errors import OnsightError, RequestError, StartError
 from onsight.core.geometry import Size
@@ -30,8 +30,6 @@ from onsight.index.pages import KeptPage
 from onsight.media.limits import MediaLimits
 from onsight.media.pdf import count_pages, is_pdf
 
-RETRIEVER = "leaf"
-"""The model that is used where none is named."""
 INDEX_FOLDER = "onsight-index"
 """The folder of the index where none is named."""
 
@@ -78,7 +76,7 @@ def place_of(settings: Settings) -> Place:
     return Place(settings.qdrant or INDEX_FOLDER, settings.qdrant_collection, settings.qdrant_key)
 
 
-def with_retriever(settings: Settings) -> Settings:
+def for_vectors(settings: Settings) -> Settings:
     """Settings of the server in this process: with the bundled retriever where no model is named, and without the
     index, which the command itself has open."""
     named = "model" in settings.model_fields_set
@@ -115,7 +113,7 @@ class _Embedding:
     """One run of the command."""
 
     def __init__(self, settings: Settings, url: str | None, store: _Store) -> None:
-        self._settings = with_retriever(settings)
+        self._settings = for_vectors(settings)
         self._model = settings.model if "model" in settings.model_fields_set else None
         self._url = url
         self._store = store

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from onsight.cli.caller import connected
-from onsight.cli.embed import ask_vectors, message_of, place_of, read_vectors, with_retriever
+from onsight.cli.embed import ask_vectors, for_vectors, message_of, place_of, read_vectors
 from onsight.config import Settings
 from onsight.core.embedding import Embedding
 from onsight.core.errors import OnsightError, RequestError, StartError
@@ -55,7 +55,7 @@ def search(
 async def _embed(settings: Settings, url: str | None, query: str) -> tuple[str, Embedding]:
     """The model's name and the query's vectors. Raises OnsightError."""
     named = settings.model if "model" in settings.model_fields_set else None
-    async with connected(with_retriever(settings), url) as (client, _):
+    async with connected(for_vectors(settings), url) as (client, _):
         match await ask_vectors(client, named, query):
             case {"model": str(model), "data": [item]}:
                 return model, read_vectors(item)
