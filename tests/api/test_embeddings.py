@@ -17,6 +17,7 @@ from onsight.engines.torch_engine.families.colqwen import ColQwen
 from tests.embedders import png, served_embedder
 from tests.engines.torch_engine.embedding import ASKED, BLUE, GREEN, RED, embed, farthest, load, vectors
 from tests.media.papers import encrypted, paper
+from tests.media import pictures
 from tests.media.pictures import data_url
 from tests.tiny_colqwen import write_colqwen
 from tests.tiny_models import draw
@@ -27,6 +28,7 @@ EXACT = 1e-5
 PAGES = [draw(RED, 90, 60), draw(BLUE, 300, 40), draw(GREEN, 120, 200)]
 URLS = [data_url(png(page)) for page in PAGES]
 BROKEN = data_url(b"no picture")
+HUGE = data_url(pictures.png((30_000, 30_000, 8, 2), b""))
 
 
 def part(url: str, **options: object) -> dict[str, object]:
@@ -320,6 +322,8 @@ def test_padding_in_sent_vectors_is_masked(asking: Asking) -> None:
         ({"input": ["a"], "image_tokens_only": True}, "image_tokens_only is for pages"),
         ({"input": ["a"] * 10_000}, "10000 items"),
         ({"input": [part(URLS[0])] * 33}, "33 pages"),
+        ({"input": [part(HUGE)]}, "30000x30000"),
+        ({"input": [part(data_url(b""))]}, "empty"),
         ({"input": "a", "dimensions": 64}, "dimensions"),
         ({"input": "a", "dtype": "int4"}, "dtype"),
         ({"input": "a", "surprise": 1}, "surprise"),
