@@ -89,7 +89,7 @@ def assemble(
     """Put the parts together; nothing is loaded and no port is opened yet. `lifespan`: of the app, where another
     program starts and closes the site. Raises StartError for a model that is not there, or a page that cannot be."""
     roster = build_roster(settings, progress)
-    door = MediaDoor(_limits(settings))
+    door = MediaDoor(media_limits(settings))
     admission = Admission(settings.max_queue)
     metrics = Metrics(roster, admission, door.decoded.cache)
     bookkeepers = (metrics.record, log_request)
@@ -139,7 +139,8 @@ def _hosts(settings: Settings) -> frozenset[str]:
     return LOOPBACK_HOSTS if settings.api_key is None and settings.keys_file is None else frozenset()
 
 
-def _limits(settings: Settings) -> MediaLimits:
+def media_limits(settings: Settings) -> MediaLimits:
+    """What the settings let in of pictures, PDFs and videos."""
     return MediaLimits(
         remote=settings.media_remote,
         allowed_hosts=settings.media_allowed_hosts,

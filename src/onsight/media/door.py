@@ -9,24 +9,23 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import httpcore
 
 from onsight.core.errors import InvalidMedia, InvalidRequest, RequestError, TooLarge
 from onsight.core.frames import FrameRule
 from onsight.core.geometry import Size
-from onsight.core.messages import Image, ImageRef, Video, VideoOptions, VideoRef
+from onsight.core.messages import Image, ImageRef, Video, VideoRef
 from onsight.media.containers import PictureFile
 from onsight.media.data_url import check_data_url, decode_data_url
+from onsight.media.decode_child import DecodeChild
 from onsight.media.decoded import DecodedPictures
 from onsight.media.fetch import Fetcher, Resolver, system_resolver
 from onsight.media.image import read_header
 from onsight.media.limits import Kind, MediaLimits
 from onsight.media.pdf import PdfFile, draw_pdf, is_pdf, read_pdf
-
-if TYPE_CHECKING:
-    from onsight.media.video import Clip
+from onsight.media.video import Clip, decode_clip, read_clip
 
 __all__ = ["MediaDoor", "MediaLimits"]
 
@@ -61,7 +60,8 @@ class MediaDoor:
     ) -> None:
         self.limits = limits or MediaLimits()
         self._decoders = ThreadPoolExecutor(self.limits.decode_workers, "onsight-decode", _give_way)
-        self.decoded = DecodedPictures(self.limits.decoded_bytes)
+        self._child = DecodeChild()
+        self.decoded = DecodedPictures(self.limits.decoded_bytes, self._child)
         self._lookups = ThreadPoolExecutor(_LOOKUP_THREADS, "onsight-lookup")
         self._fetcher = Fetcher(self.limits, resolver or system_resolver(self._lookups), network, certificates)
 
@@ -94,11 +94,11 @@ class MediaDoor:
             return read_header(data, self.limits)
         if ref.pages is None:
             raise InvalidMedia("this is a PDF, and only a picture will do here; send one of its pages as a picture")
-        return read_pdf(data, ref.pages, ref.options, self.limits)
+        return read_pdf(data, ref.pages, ref.options, self.limits, self._child)
 
     def _draw(self, ref: ImageRef, file: PictureFile | PdfFile) -> Opened:
         if isinstance(file, PdfFile):
-            return draw_pdf(file, ref.options, self.limits, self.decoded.cache)
+            return draw_pdf(file, ref.options, self.limits, self.decoded.cache, self._child)
         return (self.decoded.decode(file, ref.options),)
 
     async def open_videos(self, refs: Sequence[VideoRef], rule: FrameRule) -> tuple[Video, ...]:
@@ -107,9 +107,11 @@ class MediaDoor:
         Raises InvalidRequest too, for options that cannot be honoured.
         """
         self._check(refs, "video")
-        clips = await self._read(refs, "video", lambda ref, data: _read_clip(data, rule, ref.options, self.limits))
+        clips = await self._read(
+            refs, "video", lambda ref, data: read_clip(data, rule, ref.options, self.limits, self._child)
+        )
         self._check_video_pixels(refs, clips)
-        return await self._decode(refs, clips, lambda ref, clip: _decode_clip(clip, self.limits))
+        return await self._decode(refs, clips, lambda ref, clip: decode_clip(clip, self.limits, self._child))
 
     async def _read(self, refs: Sequence[Ref], kind: Kind, work: Callable[[Ref, bytes], T]) -> list[T]:
         """What `work`, done in the pool, reads from each reference's bytes."""
@@ -135,9 +137,10 @@ class MediaDoor:
         return tuple(await _all(decode(ref, file) for ref, file in zip(refs, files, strict=True)))
 
     def close(self) -> None:
-        """Stop the threads; what still waits to be decoded is dropped. May be called twice."""
+        """Stop the threads and the child; what still waits to be decoded is dropped. May be called twice."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
         self._lookups.shutdown(wait=False, cancel_futures=True)
+        self._child.close()
 
     def _check(self, refs: Sequence[ImageRef] | Sequence[VideoRef], kind: Kind) -> None:
         """Refuse whatever can be refused by looking at counts, lengths and the beginnings of URLs."""
@@ -245,19 +248,6 @@ class _Blame:
             error.param = self._ref.param
         if isinstance(error, InvalidMedia) and isinstance(self._ref, VideoRef):
             error.code = _VIDEO_CODE
-
-
-def _read_clip(data: bytes, rule: FrameRule, options: VideoOptions, limits: MediaLimits) -> Clip:
-    # Imported here, in the pool: FFmpeg takes a sixth of a second, which no server that sees no video should pay.
-    from onsight.media.video import read_clip
-
-    return read_clip(data, rule, options, limits)
-
-
-def _decode_clip(clip: Clip, limits: MediaLimits) -> Video:
-    from onsight.media.video import decode_clip
-
-    return decode_clip(clip, limits)
 
 
 def _scheme(url: str) -> str:
