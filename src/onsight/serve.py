@@ -34,7 +34,7 @@ from onsight.core.engine import Engine, Progress
 from onsight.core.errors import StartError
 from onsight.engine_choice import build_roster
 from onsight.media.door import MediaDoor, MediaLimits
-from onsight.tasks.admission import Admission
+from onsight.tasks.admission import Admission, QueueLimits
 from onsight.tasks.chat import Chat
 from onsight.tasks.embed import Embed
 from onsight.tasks.roster import Roster
@@ -42,6 +42,9 @@ from onsight.ui.desk import Workplace
 from onsight.ui.page import Page
 
 log = logging.getLogger("onsight")
+
+_AT_WORK = 4
+"""Media are opened for so many times the requests that an engine answers at once, so that it never waits for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,7 @@ def assemble(
     program starts and closes the site. Raises StartError for a model that is not there, or a page that cannot be."""
     roster = build_roster(settings, progress)
     door = MediaDoor(media_limits(settings))
-    admission = Admission(settings.max_queue)
+    admission = Admission(settings.max_queue, _queue_limits(settings))
     metrics = Metrics(roster, admission, door.decoded.cache)
     bookkeepers = (metrics.record, log_request)
     chat = Chat(roster, door, admission, bookkeepers)
@@ -137,6 +140,16 @@ def _hosts(settings: Settings) -> frozenset[str]:
     if settings.allowed_hosts or settings.no_auth or settings.host not in LOOPBACK_HOSTS:
         return frozenset(name.lower() for name in settings.allowed_hosts)
     return LOOPBACK_HOSTS if settings.api_key is None and settings.keys_file is None else frozenset()
+
+
+def _queue_limits(settings: Settings) -> QueueLimits:
+    several = settings.keys_file is not None
+    return QueueLimits(
+        places_of_one=settings.max_queue_caller or (-(-settings.max_queue * 3 // 4) if several else None),
+        at_work=_AT_WORK * settings.max_num_seqs,
+        pixels=settings.max_queue_pixels,
+        timeout_s=settings.request_timeout_s,
+    )
 
 
 def media_limits(settings: Settings) -> MediaLimits:

@@ -93,6 +93,17 @@ def caller_of(scope: AsgiScope) -> Caller | None:
     return found
 
 
+def caller_name(scope: AsgiScope) -> str:
+    """What to call who sent the request: the name of their key, without keys their address, "-" where that is unknown.
+
+    Never the key itself.
+    """
+    caller, client = caller_of(scope), scope.get("client")
+    if caller is not None:
+        return caller.name
+    return "-" if client is None else str(client[0])
+
+
 def _given_key(headers: Headers) -> str | None:
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and credentials.strip():

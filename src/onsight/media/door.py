@@ -43,6 +43,13 @@ File = TypeVar("File")
 Opened = tuple[Image, ...]
 """What one reference became: a picture, or the pages of a PDF."""
 
+HoldPixels = Callable[[int], None]
+"""Called with the px of a request's pictures, or of its videos' frames, before any is decoded; raises to refuse."""
+
+
+def _any_number(pixels: int) -> None:
+    """Where nobody counts."""
+
 
 class MediaDoor:
     """Opens references to pictures and videos. One for the whole server; its threads are shared by all requests.
@@ -72,16 +79,16 @@ class MediaDoor:
         """
         return tuple(image for (image,) in await self.open_pages(refs))
 
-    async def open_pages(self, refs: Sequence[ImageRef]) -> tuple[Opened, ...]:
+    async def open_pages(self, refs: Sequence[ImageRef], hold: HoldPixels = _any_number) -> tuple[Opened, ...]:
         """Turn all references of one request into checked pictures, one for a picture and one a page for a PDF.
 
         Raises InvalidMedia, TooLarge, TimedOut, Unsupported, or InvalidRequest for pages that a PDF lacks, with the
         `param` of the reference at fault. When one is refused, or the caller is cancelled, the other fetches stop.
-        Nothing is decoded before all headers are known and allowed.
+        Nothing is decoded before all headers are known and allowed; `hold` is told their px then, and may refuse.
         """
         self._check(refs, "image")
         files = await self._read(refs, "image", self._look)
-        self._check_pixels(refs, files)
+        hold(self._check_pixels(refs, files))
         return await self._decode(refs, files, self._draw)
 
     def _look(self, ref: ImageRef, data: bytes) -> PictureFile | PdfFile:
@@ -101,7 +108,9 @@ class MediaDoor:
             return draw_pdf(file, ref.options, self.limits, self.decoded.cache, self._child)
         return (self.decoded.decode(file, ref.options),)
 
-    async def open_videos(self, refs: Sequence[VideoRef], rule: FrameRule) -> tuple[Video, ...]:
+    async def open_videos(
+        self, refs: Sequence[VideoRef], rule: FrameRule, hold: HoldPixels = _any_number
+    ) -> tuple[Video, ...]:
         """Turn all video references of one request into the frames that `rule` and their options pick; see `open`.
 
         Raises InvalidRequest too, for options that cannot be honoured.
@@ -110,7 +119,7 @@ class MediaDoor:
         clips = await self._read(
             refs, "video", lambda ref, data: read_clip(data, rule, ref.options, self.limits, self._child)
         )
-        self._check_video_pixels(refs, clips)
+        hold(self._check_video_pixels(refs, clips))
         return await self._decode(refs, clips, lambda ref, clip: decode_clip(clip, self.limits, self._child))
 
     async def _read(self, refs: Sequence[Ref], kind: Kind, work: Callable[[Ref, bytes], T]) -> list[T]:
@@ -178,8 +187,8 @@ class MediaDoor:
         async with slots:
             return await self._fetcher.fetch(source, deadline, kind)
 
-    def _check_pixels(self, refs: Sequence[ImageRef], files: Sequence[PictureFile | PdfFile]) -> None:
-        """Hold the sums of all pictures and pages against the limits."""
+    def _check_pixels(self, refs: Sequence[ImageRef], files: Sequence[PictureFile | PdfFile]) -> int:
+        """Hold the sums of all pictures and pages against the limits; their px."""
         sizes: list[Size] = []
         for ref, file in zip(refs, files, strict=True):
             sizes += [size for _, size in file.pages] if isinstance(file, PdfFile) else [file.size]
@@ -191,11 +200,12 @@ class MediaDoor:
         if pixels > self.limits.max_request_pixels:
             limit = f"the limit is {self.limits.max_request_pixels / 1e6:g} Mpx (media.max_request_pixels)"
             raise InvalidMedia(f"the request's images have {pixels / 1e6:.1f} Mpx together; {limit}")
+        return pixels
 
-    def _check_video_pixels(self, refs: Sequence[VideoRef], clips: Sequence[Clip]) -> None:
+    def _check_video_pixels(self, refs: Sequence[VideoRef], clips: Sequence[Clip]) -> int:
         pixels = sum(clip.pixels for clip in clips)
         if pixels <= self.limits.max_video_pixels:
-            return
+            return pixels
         frames = sum(len(clip.picks) for clip in clips)
         limit = f"the limit is {self.limits.max_video_pixels / 1e6:g} Mpx (media.max_video_pixels)"
         with _Blame(refs[0]):

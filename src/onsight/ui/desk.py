@@ -23,6 +23,9 @@ from onsight.ui.words import Words
 
 _SHOW_EVERY_S = 0.05
 
+CALLER = "page"
+"""All who ask by the page are one caller, who takes turns with those of the API."""
+
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
@@ -63,7 +66,7 @@ class Desk:
         if not upload:
             raise Mistake("no_picture")
         data = await asyncio.to_thread(self.uploads.read, upload)
-        return PictureCall(ImageRef(data, pages=pages), self.place.model, request_id=new_id())
+        return PictureCall(ImageRef(data, pages=pages), self.place.model, request_id=new_id(), caller=CALLER)
 
     async def follow(self, call: ChatCall) -> AsyncGenerator[Said, None]:
         """The answer as it grows, some twenty times a second at most; a PDF's pages have an empty line between.
