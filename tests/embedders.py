@@ -25,9 +25,9 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def served_embedder(folder: Path, **settings: object) -> Iterator[str]:
-    """Serve the model in `folder` with `settings`, on a thread of its own; its address."""
-    site = assemble(Settings(model=str(folder), served_model_name=("pages",), device="cpu", threads=1, **settings))
+def served_embedder(folder: Path, name: str = "pages", **settings: object) -> Iterator[str]:
+    """Serve the model in `folder` as `name`, on a thread of its own; its address."""
+    site = assemble(Settings(model=str(folder), served_model_name=(name,), device="cpu", threads=1, **settings))
     config = uvicorn.Config(site.app, port=0, log_config=None, access_log=False, lifespan="off")
     server, ready = _Server(config), threading.Event()
 

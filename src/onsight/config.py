@@ -22,7 +22,7 @@ from onsight.models.hub import use_cache
 PREFIX = "ONSIGHT_"
 MEGABYTE = 1 << 20
 
-_SECRETS = ("api_key", "upstream_key")
+_SECRETS = ("api_key", "upstream_key", "qdrant_key")
 _SHA256 = r"^[0-9A-Fa-f]{64}$"
 
 BORROWED = (
@@ -69,6 +69,11 @@ class Settings(BaseModel):
     )
     embed_revision: str | None = Field(None, min_length=1, description="As --revision, for the model beside it.")
     served_embed_name: Names = Field((), description="As --served-model-name, for the model beside it.")
+    qdrant: str | None = Field(
+        None, min_length=1, description="Index of pages: a folder, or the URL of a Qdrant server; see docs/search.md."
+    )
+    qdrant_collection: str = Field("pages", min_length=1, description="Name of the collection of pages in it.")
+    qdrant_key: str | None = Field(None, min_length=1, description="Key for that server.")
     engine: Literal["auto", "torch", "llama", "vllm", "upstream", "fake"] = Field(
         "auto", description="Who runs the model: 'auto' picks by its files; 'fake' is no model, for tests."
     )

@@ -17,6 +17,7 @@ PARTS = {
     "core": 700,
     "media": 2_000,
     "models": 1_100,
+    "index": 300,
     "engines": 500,
     "engines/torch_engine": 5_500,
     "engines/upstream_engine": 1_300,

@@ -8,12 +8,14 @@ import typer
 
 from onsight import __version__
 from onsight.cli.chat import chat
+from onsight.cli.embed import embed
 from onsight.cli.keys import add, list_keys, revoke
 from onsight.cli.models import models
 from onsight.cli.openapi import openapi
 from onsight.cli.options import with_settings
 from onsight.cli.pull import pull
 from onsight.cli.quantize import quantize
+from onsight.cli.search import search
 from onsight.cli.serve import serve
 from onsight.cli.tasks import caption, describe, locate, ocr
 from onsight.cli.verify import verify
@@ -70,10 +72,31 @@ for task in (caption, ocr, locate, describe):
             arguments=(),
         )
     )
+for command in (embed, search):
+    commands.command()(
+        with_settings(
+            command,
+            only=(
+                "model",
+                "revision",
+                "device",
+                "dtype",
+                "threads",
+                "media_max_mb",
+                "media_max_pixels",
+                "media_pdf_dpi",
+                "api_key",
+                "qdrant",
+                "qdrant_collection",
+                "qdrant_key",
+            ),
+            arguments=(),
+        )
+    )
 commands.command()(openapi)
 keys = typer.Typer(help="Make keys, list them, take them back.", no_args_is_help=True)
-for name, command in (("add", add), ("list", list_keys), ("revoke", revoke)):
-    keys.command(name)(with_settings(command, only=("keys_file",), arguments=()))
+for name, of_keys in (("add", add), ("list", list_keys), ("revoke", revoke)):
+    keys.command(name)(with_settings(of_keys, only=("keys_file",), arguments=()))
 commands.add_typer(keys, name="keys")
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TextIO
@@ -16,21 +16,16 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from onsight.cli.caller import Result, connected, failed, post
 from onsight.cli.pictures import is_url, name_pictures, read_picture
 from onsight.config import Settings
 from onsight.core.errors import StartError
 
-Result = Mapping[str, object]
-"""`image`, `asked`, and the server's answer, or `error`: what a line of the results' file holds."""
-
 Show = Callable[[Result], str]
-"""A result as it is printed for people."""
+"""A result as it is printed for people. A line of the results' file has `image` and `asked` beside it."""
 
 _OF_PAGES = ("caption", "ocr")
 """The tasks in which a PDF is as welcome as a picture."""
-
-_TRIES = 30
-_AT_ONCE_ELSEWHERE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +98,7 @@ async def _sweep(
     console = Console(stderr=True)
     quiet = len(names) < 2 or not console.is_terminal
     results: list[Result] = []
-    async with _server(settings, command.url) as (client, usual):
+    async with connected(settings, command.url) as (client, usual):
         places = asyncio.Semaphore(command.at_once or usual)
 
         async def one(name: str) -> Result:
@@ -122,68 +117,18 @@ async def _sweep(
     return results
 
 
-@asynccontextmanager
-async def _server(settings: Settings, url: str | None) -> AsyncIterator[tuple[httpx.AsyncClient, int]]:
-    """A client of a running server, or of one in this process without a port; and how many requests keep it busy."""
-    headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
-    timeout = httpx.Timeout(10, read=None, pool=None)
-    if url is not None:
-        address = url.rstrip("/").removesuffix("/v1")
-        limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(base_url=address, headers=headers, timeout=timeout, limits=limits) as client:
-            yield client, _AT_ONCE_ELSEWHERE
-        return
-    from onsight.serve import assemble, loading_bar
-
-    with loading_bar() as progress:
-        site = assemble(settings, progress)
-        try:
-            await site.start()
-            transport = httpx.ASGITransport(site.app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://localhost", headers=headers) as client:
-                yield client, min(2 * settings.max_num_seqs, settings.max_queue)
-        finally:
-            await site.close()
-
-
 async def _ask(client: httpx.AsyncClient, name: str, asked: Mapping[str, str]) -> Result:
-    """The server's answer, or `error`; a busy server is asked again when it says."""
+    """The server's answer, or `error`."""
     fields = {field: value for field, value in asked.items() if field != "task"}
     try:
         if is_url(name):
             # A form with no file in it: each field is a part of its own.
             files = {field: (None, value) for field, value in {**fields, "image": name}.items()}
-            return await _post(client, f"/v1/{asked['task']}", {}, files)
+            return await post(client, f"/v1/{asked['task']}", files=files)
         data = await asyncio.to_thread(read_picture, name)
-        return await _post(client, f"/v1/{asked['task']}", fields, {"file": ("picture", data)})
+        return await post(client, f"/v1/{asked['task']}", data=fields, files={"file": ("picture", data)})
     except OSError as error:
-        return _failed(f"cannot be read: {error.strerror}")
-    except httpx.HTTPError as error:
-        return _failed(f"the server cannot be reached ({type(error).__name__}); is `onsight serve` running there?")
-
-
-async def _post(
-    client: httpx.AsyncClient,
-    path: str,
-    fields: Mapping[str, str],
-    files: Mapping[str, tuple[str | None, bytes | str]],
-) -> Result:
-    for _ in range(_TRIES):
-        response = await client.post(path, data=fields, files=files)
-        if response.status_code not in (429, 503):
-            break
-        await asyncio.sleep(float(response.headers.get("retry-after", "1")))
-    try:
-        answer = response.json()
-    except ValueError:
-        return _failed(f"the server answered {response.status_code} and no JSON")
-    if isinstance(answer, dict) and (response.status_code == 200 or "error" in answer):
-        return answer
-    return _failed(f"the server answered {response.status_code}")
-
-
-def _failed(why: str) -> Result:
-    return {"error": {"message": why}}
+        return failed(f"cannot be read: {error.strerror}")
 
 
 def _key(asked: object) -> str:

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from onsight.cli.caller import Result
 from onsight.cli.pictures import STANDARD_INPUT, is_url, name_pictures, read_picture
-from onsight.cli.sweep import Result, Sweep, sweep
+from onsight.cli.sweep import Sweep, sweep
 from onsight.config import Settings
 from onsight.core.errors import StartError
 from onsight.core.geometry import Box, Point

@@ -44,6 +44,14 @@ def is_pdf(data: bytes) -> bool:
     return data[:_HEADER_BYTES].lstrip(_BLANKS).startswith(b"%PDF-")
 
 
+def count_pages(data: bytes, limits: MediaLimits, child: DecodeChild) -> int:
+    """How many pages a PDF has; none is drawn. Not for the event loop. Raises InvalidMedia when it cannot be read."""
+    try:
+        return int(child.facts("tell a pdf", {"spans": (), "most": 0}, data, limits.pdf_draw_s)["total"])
+    except Refused as refused:
+        raise _refusal(refused.verdict, limits) from None
+
+
 def read_pdf(data: bytes, pages: Pages, options: ImageOptions, limits: MediaLimits, child: DecodeChild) -> PdfFile:
     """Look how many pages there are and how large those that are asked for; none is drawn. Not for the event loop.
 

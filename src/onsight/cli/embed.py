@@ -1,0 +1,213 @@
+"""`onsight embed`: the vectors of pictures and of PDFs' pages, into a file or into the index that is searched."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal, Protocol
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from onsight.cli.caller import Result, connected, post
+from onsight.cli.pictures import STANDARD_INPUT, is_url, name_pictures
+from onsight.cli.vector_files import VectorFile
+from onsight.config import Settings
+from onsight.core.embedding import Embedding, ImageSpan
+from onsight.core.errors import OnsightError, RequestError, StartError
+from onsight.core.geometry import Size
+from onsight.index.collection import Collection, Place
+from onsight.index.pages import KeptPage
+from onsight.media.decode_child import DecodeChild
+from onsight.media.limits import MediaLimits
+from onsight.media.pdf import count_pages, is_pdf
+
+RETRIEVER = "leaf"
+"""The model that is used where none is named."""
+INDEX_FOLDER = "onsight-index"
+"""The folder of the index where none is named."""
+
+_PAGES_AT_ONCE = 8
+"""Of a PDF, in one request: so a long one is kept bit by bit, and is no more than a server looks at."""
+
+
+class _Store(Protocol):
+    """Where pages' vectors go."""
+
+    def prepare(self, model: str, dims: int) -> None: ...
+
+    def known(self, file: str, digest: str) -> frozenset[int | None]: ...
+
+    def add(self, pages: Sequence[KeptPage]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def embed(
+    settings: Settings,
+    files: Annotated[list[str], typer.Argument(help="Pictures and PDFs: files, folders, patterns.")],
+    out: Annotated[str, typer.Option(help="NAME.npz, NAME.parquet, or qdrant; what stands there is not made again.")],
+    url: Annotated[str | None, typer.Option(help="Ask this running server, like http://127.0.0.1:8000.")] = None,
+    compress: Annotated[
+        Literal["int8", "binary"] | None,
+        typer.Option(help="A Qdrant server searches a copy in this form first, which takes less memory."),
+    ] = None,
+    at_once: Annotated[int, typer.Option(help="Files on their way at once.", min=1)] = 4,
+) -> None:
+    """Make vectors of pictures and of PDFs' pages, to be searched; a bad file is reported and the others go on."""
+    names = name_pictures(files, pdfs=True)
+    for name in names:
+        if is_url(name) or name == STANDARD_INPUT:
+            raise StartError(f"{name[:80]} is no file, and search must find the page again: save it, and name the file")
+    with closing(_store(settings, out, compress)) as store:
+        bad = asyncio.run(_Embedding(settings, url, store).run(names, at_once))
+    if bad:
+        raise typer.Exit(1)
+
+
+def place_of(settings: Settings) -> Place:
+    """Where the index is, by the settings or by default."""
+    return Place(settings.qdrant or INDEX_FOLDER, settings.qdrant_collection, settings.qdrant_key)
+
+
+def with_retriever(settings: Settings) -> Settings:
+    """With the bundled retriever where no model is named."""
+    return settings if "model" in settings.model_fields_set else settings.model_copy(update={"model": RETRIEVER})
+
+
+async def ask_vectors(client: httpx.AsyncClient, model: str | None, one: object) -> Result:
+    """The server's answer for one input, or `error`."""
+    body: dict[str, object] = {"input": [one], "encoding_format": "base64"}
+    return await post(client, "/v1/embeddings", json=body if model is None else {**body, "model": model})
+
+
+def read_vectors(item: object) -> Embedding:
+    """The vectors of one of an answer's items. Raises OnsightError when it is none."""
+    match item:
+        case {"embedding": str(coded), "shape": [int(rows), int(dims)]}:
+            return Embedding(base64.b64decode(coded), rows, dims)
+    raise OnsightError("the server's answer holds no vectors; is it an Onsight server of this version?")
+
+
+def _store(settings: Settings, out: str, compress: Literal["int8", "binary"] | None) -> _Store:
+    """Raises StartError."""
+    if out == "qdrant":
+        return Collection(place_of(settings), compress)
+    path = Path(out).expanduser()
+    if path.suffix not in (".npz", ".parquet"):
+        raise StartError(f"--out {out}: write NAME.npz, NAME.parquet or qdrant")
+    if compress is not None:
+        raise StartError(f"--compress {compress} is for --out qdrant with a server; leave it out")
+    return VectorFile(path)
+
+
+class _Embedding:
+    """One run of the command."""
+
+    def __init__(self, settings: Settings, url: str | None, store: _Store) -> None:
+        self._settings = with_retriever(settings)
+        self._model = settings.model if "model" in settings.model_fields_set else None
+        self._url = url
+        self._store = store
+        self._child = DecodeChild()
+        self._writing = asyncio.Lock()
+        self._new = 0
+
+    async def run(self, names: Sequence[str], at_once: int) -> int:
+        """Embed all files; how many of them failed."""
+        console = Console(stderr=True)
+        places = asyncio.Semaphore(at_once)
+        async with connected(self._settings, self._url) as (client, _):
+            await self._prepare(client)
+            with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+                shown = bar.add_task("embed", total=len(names))
+
+                async def one(name: str) -> bool:
+                    async with places:
+                        why = await self._file(client, name)
+                    bar.advance(shown)
+                    if why is not None:
+                        print(f"onsight: {name}: {why}", file=sys.stderr)
+                    return why is not None
+
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(one(name)) for name in names]
+        self._child.close()
+        bad = sum(task.result() for task in tasks)
+        print(f"onsight: {self._new} pages are new, of {len(names) - bad} files", file=sys.stderr)
+        return bad
+
+    async def _prepare(self, client: httpx.AsyncClient) -> None:
+        """Learn of the model before anything is embedded or passed over. Raises OnsightError."""
+        match await ask_vectors(client, self._model, "a"):
+            case {"model": str(model), "data": [item]}:
+                await asyncio.to_thread(self._store.prepare, model, read_vectors(item).dims)
+            case answer:
+                raise OnsightError(message_of(answer))
+
+    async def _file(self, client: httpx.AsyncClient, name: str) -> str | None:
+        """Embed one file; why it could not be, if so. Raises OnsightError for what concerns all of them."""
+        try:
+            data = await asyncio.to_thread(Path(name).read_bytes)
+            total = await asyncio.to_thread(count_pages, data, MediaLimits(), self._child) if is_pdf(data) else None
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
+        except RequestError as error:
+            return error.message
+        file, digest = await asyncio.to_thread(os.path.abspath, name), hashlib.sha256(data).hexdigest()
+        known = await asyncio.to_thread(self._store.known, file, digest)
+        coded = base64.b64encode(data).decode()
+        for pages in _portions(total, known):
+            part = {"type": "file", "file": {"file_data": coded, **({"pages": pages} if pages else {})}}
+            match await ask_vectors(client, self._model, part):
+                case {"model": str(model), "data": list(items)}:
+                    made = [_kept(item, file, digest, model) for item in items]
+                    async with self._writing:
+                        await asyncio.to_thread(self._store.add, made)
+                    self._new += len(made)
+                case answer:
+                    return message_of(answer)
+        return None
+
+
+def _portions(total: int | None, known: frozenset[int | None]) -> list[str]:
+    """The pages that are to be asked for, a text each; an empty one is a picture."""
+    if total is None:
+        return [] if None in known else [""]
+    new = [str(number) for number in range(1, total + 1) if number not in known]
+    return [",".join(new[start : start + _PAGES_AT_ONCE]) for start in range(0, len(new), _PAGES_AT_ONCE)]
+
+
+def _kept(item: object, file: str, digest: str, model: str) -> KeptPage:
+    """Raises OnsightError for an item that is no page."""
+    match item:
+        case {
+            "page": int() | None as page,
+            "image": {
+                "start": int(start),
+                "length": int(length),
+                "columns": int(columns),
+                "width": int(width),
+                "height": int(height),
+            },
+        }:
+            embedding = replace(read_vectors(item), image=ImageSpan(start, length, columns))
+            return KeptPage(file, page, digest, Size(width, height), model, embedding)
+    raise OnsightError("the server's answer does not say where a page's picture is; is it Onsight of this version?")
+
+
+def message_of(answer: Result) -> str:
+    """What the server says instead of vectors."""
+    match answer:
+        case {"error": {"message": str(message)}}:
+            return message
+    return "the server's answer holds no vectors; is it an Onsight server of this version?"

@@ -1,0 +1,1 @@
+"""Where pages' vectors are kept, to be searched."""

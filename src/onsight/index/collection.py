@@ -1,0 +1,263 @@
+"""Pages' vectors in a Qdrant collection, in a folder of this machine or on a server, found by late interaction."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy
+
+from onsight.core.embedding import NO_IMAGE, Embedding, ImageSpan
+from onsight.core.errors import InvalidRequest, StartError, Unavailable
+from onsight.core.geometry import Size
+from onsight.index.pages import KeptPage
+
+if TYPE_CHECKING:
+    from qdrant_client import QdrantClient, models
+
+Compression = Literal["int8", "binary"]
+
+_AT_ONCE = 16
+"""Pages in one call to a server: with 768 vectors of 128 numbers each they are some 30 MB of JSON."""
+_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a collection is. `where`: a folder of this machine, or the URL of a Qdrant server, which `key` opens."""
+
+    where: str
+    name: str
+    key: str | None = None
+
+    @property
+    def is_server(self) -> bool:
+        return self.where.startswith(("http://", "https://"))
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A page that was found. `score`: the sum over the query's vectors of the best match of each."""
+
+    score: float
+    page: KeptPage
+
+
+class Collection:
+    """One collection of whole pages. Its methods wait for disk or network, so they are not for the event loop."""
+
+    def __init__(self, place: Place, compression: Compression | None = None) -> None:
+        """Open the folder, which nobody else may have open, or think of the server.
+
+        `compression`: of a copy that a server makes and searches first; the vectors themselves are kept, and decide.
+        Raises StartError.
+        """
+        if compression is not None and not place.is_server:
+            raise StartError(
+                f"a copy as {compression} is made by Qdrant servers alone, and {place.where} is a folder, which is"
+                " searched as it is: leave --compress out, or name a server with --qdrant URL"
+            )
+        if importlib.util.find_spec("qdrant_client") is None:
+            raise StartError(
+                "the index is kept by qdrant-client, which is not installed: pip install 'onsight[search]'"
+            )
+        # Imported here: it takes a second, which no command without an index should pay.
+        from qdrant_client import QdrantClient
+
+        self._place = place
+        self._compression = compression
+        self._one_at_a_time = threading.Lock()
+        try:
+            self._client: QdrantClient = (
+                QdrantClient(url=place.where, api_key=place.key, timeout=_TIMEOUT_S, check_compatibility=False)
+                if place.is_server
+                else QdrantClient(path=place.where, force_disable_check_same_thread=True)
+            )
+        except (RuntimeError, OSError, ValueError) as error:
+            if "already accessed" in str(error):
+                raise StartError(
+                    f"the index {place.where} is open in another process, and one at a time may have it: end that one,"
+                    " or keep the index on a Qdrant server (--qdrant URL)"
+                ) from None
+            raise StartError(f"the index {place.where} cannot be opened: {error}") from None
+
+    def close(self) -> None:
+        self._client.close()
+
+    def prepare(self, model: str, dims: int) -> None:
+        """Make the collection unless it is there.
+
+        Raises StartError for a collection of another model, of another kind, or not compressed as it should be.
+        """
+        from qdrant_client import models
+
+        with self._reached():
+            exists = self._client.collection_exists(self._place.name)
+        if exists:
+            self.check(model, dims)
+            return
+        vectors = models.VectorParams(
+            size=dims,
+            distance=models.Distance.DOT,  # ours have length 1 already
+            multivector_config=models.MultiVectorConfig(comparator=models.MultiVectorComparator.MAX_SIM),
+            quantization_config=_compressed(self._compression),
+        )
+        with self._reached():
+            self._client.create_collection(self._place.name, vectors_config=vectors)
+            if self._place.is_server:
+                for field in ("file", "sha256"):
+                    self._client.create_payload_index(self._place.name, field, models.PayloadSchemaType.KEYWORD)
+
+    def check(self, model: str | None, dims: int) -> None:
+        """Whether vectors of `dims` numbers, made by `model` if it is known, can be compared with those that are kept.
+
+        Raises StartError when they cannot, or there is no such collection.
+        """
+        with self._reached():
+            if not self._client.collection_exists(self._place.name):
+                raise StartError(
+                    f"{self._place.where} has no collection {self._place.name!r}: make it with `onsight embed FILES"
+                    " --out qdrant`, or name another one with --qdrant-collection"
+                )
+            vectors = self._client.get_collection(self._place.name).config.params.vectors
+            points, _ = self._client.scroll(self._place.name, limit=1)
+        size = None if isinstance(vectors, Mapping) or vectors is None else vectors.size
+        if isinstance(vectors, Mapping) or vectors is None or vectors.multivector_config is None or size != dims:
+            raise StartError(
+                f"the collection {self._place.name!r} does not hold pages of {dims} numbers a vector, as this model"
+                " makes them: name another one with --qdrant-collection"
+            )
+        compressed = _compressed(self._compression)
+        if compressed is not None and type(vectors.quantization_config) is not type(compressed):
+            raise StartError(
+                f"the collection {self._place.name!r} is there and is not kept as {self._compression}: leave --compress"
+                " out, or name a new one with --qdrant-collection"
+            )
+        kept = points[0].payload.get("model") if points and points[0].payload else model
+        if model is not None and kept != model:
+            raise StartError(
+                f"the collection {self._place.name!r} holds vectors of {kept!r}, which mean nothing to {model!r}: use"
+                f" --model {kept}, or another --qdrant-collection"
+            )
+
+    def known(self, file: str, digest: str) -> frozenset[int | None]:
+        """Which pages of a file are there, as it is now."""
+        from qdrant_client import models
+
+        chosen = models.Filter(must=[_is("file", file), _is("sha256", digest)])
+        found: set[int | None] = set()
+        after: object = None
+        with self._reached():
+            while True:
+                points, after = self._client.scroll(
+                    self._place.name, scroll_filter=chosen, limit=1000, offset=after, with_payload=["page"]
+                )
+                found.update((point.payload or {}).get("page") for point in points)
+                if after is None:
+                    return frozenset(found)
+
+    def add(self, pages: Sequence[KeptPage]) -> None:
+        """Keep pages of one file; what was kept of the file when it held something else goes."""
+        from qdrant_client import models
+
+        with self._reached():
+            for start in range(0, len(pages), _AT_ONCE):
+                points = [_point(page) for page in pages[start : start + _AT_ONCE]]
+                self._client.upsert(self._place.name, points)
+            for file, digest in {(page.file, page.digest) for page in pages}:
+                stale = models.Filter(must=[_is("file", file)], must_not=[_is("sha256", digest)])
+                self._client.delete(self._place.name, models.FilterSelector(filter=stale))
+
+    def search(self, query: Embedding, most: int) -> list[Hit]:
+        """The `most` best pages, best first."""
+        with self._reached():
+            found = self._client.query_points(
+                self._place.name, query=query.vectors(), limit=most, with_payload=True, with_vectors=True
+            )
+        return [Hit(point.score, _page(point.payload, point.vector)) for point in found.points]
+
+    def fetch(self, ids: Sequence[int | str]) -> list[Embedding]:
+        """The vectors of the pages with these ids, in their order.
+
+        Raises InvalidRequest for ids that are not there, Unavailable when the server cannot be reached.
+        """
+        try:
+            with self._reached():
+                points = self._client.retrieve(self._place.name, list(dict.fromkeys(ids)), with_vectors=True)
+        except StartError as error:
+            raise Unavailable(str(error)) from None
+        kept = {str(point.id): _page(point.payload, point.vector).embedding for point in points}
+        missing = [one for one in ids if str(one) not in kept]
+        if missing:
+            raise InvalidRequest(f"the collection {self._place.name!r} has no page with the id {missing[0]!r}")
+        return [kept[str(one)] for one in ids]
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """One call at a time, as a folder's index is not made for several. Raises StartError."""
+        from qdrant_client.http.exceptions import ApiException
+
+        with self._one_at_a_time:
+            try:
+                yield
+            except ApiException as error:
+                raise StartError(
+                    f"Qdrant at {self._place.where} cannot do what it is asked: {' '.join(str(error).split())[:300]}"
+                ) from None
+
+
+def _compressed(compression: Compression | None) -> models.ScalarQuantization | models.BinaryQuantization | None:
+    from qdrant_client import models
+
+    match compression:
+        case None:
+            return None
+        case "int8":
+            return models.ScalarQuantization(
+                scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, always_ram=True)
+            )
+        case "binary":
+            return models.BinaryQuantization(binary=models.BinaryQuantizationConfig(always_ram=True))
+
+
+def _is(field: str, value: str) -> models.FieldCondition:
+    from qdrant_client import models
+
+    return models.FieldCondition(key=field, match=models.MatchValue(value=value))
+
+
+def _point(page: KeptPage) -> models.PointStruct:
+    from qdrant_client import models
+
+    span = page.embedding.image
+    facts: dict[str, object] = {
+        "model": page.model,
+        "file": page.file,
+        "page": page.page,
+        "sha256": page.digest,
+        "size": [page.size.width, page.size.height],
+        "image": None if span == NO_IMAGE else [span.start, span.length, span.columns],
+    }
+    return models.PointStruct(id=page.id, vector=page.embedding.vectors(), payload=facts)
+
+
+def _page(facts: object, rows: object) -> KeptPage:
+    """The page of a point. Raises StartError for a point that is none of ours."""
+    match facts:
+        case {
+            "model": str(model),
+            "file": str(file),
+            "page": int() | None as page,
+            "sha256": str(digest),
+            "size": [int(width), int(height)],
+            "image": None | [int(), int(), int()] as image,
+        }:
+            vectors = numpy.array(rows, numpy.float32)
+            span = NO_IMAGE if image is None else ImageSpan(*image)
+            embedding = Embedding(vectors.tobytes(), vectors.shape[0], vectors.shape[1], span)
+            return KeptPage(file, page, digest, Size(width, height), model, embedding)
+    raise StartError("the collection holds points that `onsight embed` did not make: name another one")
