@@ -22,6 +22,7 @@ from benchmarks.families import Pictures
 from benchmarks.report import RESULTS, Aim, Report, Table, median, publish
 from onsight.api.vectors.answers import Style, raw, whole
 from onsight.core.embedding import Embedding
+from onsight.core.geometry import Size
 from onsight.core.messages import Image, Text
 from onsight.engines.torch_engine import TorchEmbedEngine, TorchSettings
 from onsight.engines.torch_engine.scoring import Shelf, max_sim
@@ -145,7 +146,7 @@ async def watch_memory(embed: Callable[[Image], Awaitable[Embedding]], drawn: Pi
 
 def wire(page: Embedding) -> Table:
     """Bytes of one page's answer in each form."""
-    item = Embedded(0, page, page.rows, page.image.length)
+    item = Embedded(0, page, page.rows, page.image.length, size=Size(*PAGE_PX))
     rows = []
     for dtype in ("f32", "f16", "int8", "binary"):
         style, coded = Style("m", dtype), Style("m", dtype, "base64")

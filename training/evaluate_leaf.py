@@ -92,13 +92,13 @@ class Retriever:
 
     def pages(self, pages: Sequence[Page]) -> list[Embedding]:
         """One embedding a page."""
-        return [self._embed(Image.of(page.image.tobytes(), *page.image.size)) for page in pages]
+        return [self.embed(Image.of(page.image.tobytes(), *page.image.size)) for page in pages]
 
     def scores(self, queries: Sequence[Query], embedded: Sequence[Embedding]) -> list[list[float]]:
         """[queries][pages]."""
-        return max_sim([self._embed(Text(query.text)) for query in queries], embedded)
+        return max_sim([self.embed(Text(query.text)) for query in queries], embedded)
 
-    def _embed(self, one: Text | Image) -> Embedding:
+    def embed(self, one: Text | Image) -> Embedding:
         prompt = self._model.read(one)
         self._model.look(prompt)
         return self._model.embed([prompt])[0]

@@ -84,12 +84,21 @@ def test_texts_are_queries_and_pictures_are_pages(asking: Asking, model: ColQwen
     expected = embed(model, "What colour?", PAGES[0], "a", PAGES[1])
     data = answer["data"]
     assert [one["index"] for one in data] == [0, 1, 2, 3]  # type: ignore[index, attr-defined]
-    for one, made in zip(data, expected, strict=True):  # type: ignore[call-overload]
+    for one, made, page in zip(data, expected, (None, PAGES[0], None, PAGES[1]), strict=True):  # type: ignore[call-overload]
         assert one["object"] == "embedding"
         assert one["shape"] == [made.rows, 128]
         assert farthest(made, floats(one)) <= EXACT
-        span = None if made.image.length == 0 else {"start": made.image.start, "length": made.image.length}
-        assert one["image"] == span
+        if page is None:
+            assert one["image"] is None
+            continue
+        columns, rows = model.n_patches(page.width, page.height)
+        assert one["image"] == {
+            "start": made.image.start,
+            "length": columns * rows,
+            "columns": columns,
+            "width": page.width,
+            "height": page.height,
+        }
     tokens, image_tokens = sum(one.rows for one in expected), sum(one.image.length for one in expected)
     assert answer["usage"] == {
         "prompt_tokens": tokens,
@@ -230,7 +239,7 @@ def test_image_tokens_only_leaves_the_words_around_a_page_out(asking: Asking) ->
     (whole,) = asking.embed(part(URLS[0]))["data"]  # type: ignore[misc]
     (alone,) = asking.embed(part(URLS[0]), image_tokens_only=True)["data"]  # type: ignore[misc]
     start, length = whole["image"]["start"], whole["image"]["length"]
-    assert alone["image"] == {"start": 0, "length": length}
+    assert alone["image"] == {**whole["image"], "start": 0}
     assert alone["shape"] == [length, 128]
     assert (floats(alone) - floats(whole)[start : start + length]).abs().max() <= EXACT
 

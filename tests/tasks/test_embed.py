@@ -57,7 +57,7 @@ class Counting:
             if self.gone:
                 raise Unavailable("gone")
             if isinstance(one, Image):
-                return Embedding(struct.pack("2f", one.width, one.height), 2, 1, ImageSpan(1, 1))
+                return Embedding(struct.pack("2f", one.width, one.height), 2, 1, ImageSpan(1, 1, 1))
             return Embedding(struct.pack(f"{len(one.text)}f", *map(ord, one.text)), len(one.text), 1)
         finally:
             self.live -= 1

@@ -13,7 +13,7 @@ from onsight.tasks.vectors import Dtype, VectorForm, form, from_numbers, pack, u
 def page(rows: int = 9, dims: int = 12) -> Embedding:
     vectors = numpy.random.default_rng(3).normal(size=(rows, dims)).astype(numpy.float32)
     vectors /= numpy.linalg.norm(vectors, axis=1, keepdims=True)
-    return Embedding(vectors.tobytes(), rows, dims, ImageSpan(2, rows - 4))
+    return Embedding(vectors.tobytes(), rows, dims, ImageSpan(2, rows - 4, 1))
 
 
 def numbers(embedding: Embedding) -> numpy.ndarray:
@@ -51,7 +51,7 @@ def test_only_a_pages_own_rows_and_fewer_of_them() -> None:
     given = page()
     alone = form(given, VectorForm(image_tokens_only=True))
     assert numbers(alone).tolist() == numbers(given)[2:7].tolist()
-    assert alone.image == ImageSpan(0, 5)
+    assert alone.image == ImageSpan(0, 5, 1)
     fewer = form(given, VectorForm(image_tokens_only=True, pool_factor=2))
     assert (fewer.rows, fewer.image) == (2, NO_IMAGE)
     assert form(given, VectorForm()) is given

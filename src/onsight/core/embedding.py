@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +22,15 @@ class VectorSpace:
 
 @dataclass(frozen=True, slots=True)
 class ImageSpan:
-    """Which rows of an embedding are the page's own: `length` of them from row `start` on, row by row of its grid."""
+    """Which rows of an embedding are the page's own: `length` of them from row `start` on, row by row of a grid with
+    so many `columns`."""
 
     start: int
     length: int
+    columns: int
 
 
-NO_IMAGE = ImageSpan(-1, 0)
+NO_IMAGE = ImageSpan(-1, 0, 0)
 """The span of a query."""
 
 
@@ -54,7 +56,7 @@ class Embedding:
         row_bytes = self.dims * 4
         start, length = self.image.start, self.image.length
         rows = self.values[start * row_bytes : (start + length) * row_bytes]
-        return Embedding(rows, length, self.dims, ImageSpan(0, length))
+        return Embedding(rows, length, self.dims, replace(self.image, start=0))
 
     def vectors(self) -> list[list[float]]:
         """The same as nested lists, [rows][dims]."""

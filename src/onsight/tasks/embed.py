@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from onsight.core.embedding import Embedding
 from onsight.core.engine import EmbedEngine
 from onsight.core.errors import EngineFailed, InvalidRequest, RequestError, TimedOut, TooLarge, Unsupported
+from onsight.core.geometry import Size
 from onsight.core.messages import ImageRef, Text
 from onsight.media.door import MediaDoor
 from onsight.tasks.admission import Admission
@@ -55,7 +56,8 @@ class ScoreCall:
 class Embedded:
     """The vectors of input `index` (0-based), and how many tokens it had, whatever became of them.
 
-    `page`: which page of a PDF it is, from 1; a PDF is one input and as many of these as it has pages.
+    `page`: which page of a PDF it is, from 1; a PDF is one input and as many of these as it has pages. `size`: px of
+    the page as it was opened; None for a query.
     """
 
     index: int
@@ -63,6 +65,7 @@ class Embedded:
     tokens: int
     image_tokens: int
     page: int | None = None
+    size: Size | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,13 +160,13 @@ class Embed:
             for index, one in enumerate(inputs):
                 try:
                     # Taken out of the queue, so that vectors which have been sent are kept by nobody.
-                    for page, embedding in await asking.popleft():
+                    for embedding, page, size in await asking.popleft():
                         sent = isinstance(one, Embedding)
                         tokens, image_tokens = (0, 0) if sent else (embedding.rows, embedding.image.length)
                         record.embedded(tokens, image_tokens)
                         record.images += isinstance(one, ImageRef)
                         made = embedding if wanted == VectorForm() else await asyncio.to_thread(form, embedding, wanted)
-                        yield Embedded(index, made, tokens, image_tokens, page)
+                        yield Embedded(index, made, tokens, image_tokens, page, size)
                 except (InvalidRequest, TooLarge, TimedOut, EngineFailed) as error:
                     yield Refused(index, error)
                 if isinstance(one, ImageRef):
@@ -175,18 +178,18 @@ class Embed:
 
     async def _one(
         self, one: Input, engine: EmbedEngine, opened: asyncio.Semaphore
-    ) -> list[tuple[int | None, Embedding]]:
-        """(page of a PDF, vectors) of each page; of anything else there is one."""
+    ) -> list[tuple[Embedding, int | None, Size | None]]:
+        """(vectors, page of a PDF, size) of each page; of anything else there is one."""
         match one:
             case Embedding():
-                return [(None, one)]
+                return [(one, None, None)]
             case Text():
-                return [(None, await engine.embed(one))]
+                return [(await engine.embed(one), None, None)]
             case ImageRef():
                 await opened.acquire()  # given back by whoever takes the vectors
                 (images,) = await self._door.open_pages((one,))
                 made = await asyncio.gather(*(engine.embed(image) for image in images))
-                return [(image.page, embedding) for image, embedding in zip(images, made, strict=True)]
+                return [(embedding, image.page, image.size) for image, embedding in zip(images, made, strict=True)]
 
     def _check(self, inputs: Sequence[Input], noun: str, *, streamed: bool = False) -> None:
         """What no model can answer."""

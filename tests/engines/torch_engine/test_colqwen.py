@@ -127,7 +127,7 @@ def test_a_page_says_where_its_image_is(model: ColQwen, reference: ColQwenRefere
         ids = torch.tensor(model.read(page).token_ids)
         places = (ids == model.image_token_id).nonzero().flatten().tolist()
         assert places == list(range(places[0], places[0] + columns * rows))
-        assert made.image == ImageSpan(places[0], columns * rows)
+        assert made.image == ImageSpan(places[0], columns * rows, columns)
     assert {made.image for made in embed(model, *ASKED)} == {NO_IMAGE}
 
 

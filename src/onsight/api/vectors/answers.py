@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from onsight.api.errors import ErrorObject, error_answer
-from onsight.core.embedding import NO_IMAGE, Embedding
+from onsight.core.embedding import NO_IMAGE
 from onsight.tasks.embed import Embedded, Refused, Scores
 from onsight.tasks.vectors import Dtype, pack
 
@@ -37,10 +37,14 @@ class EmbeddingUsage(BaseModel):
 
 
 class ImageRows(BaseModel):
-    """The rows of a page's picture: `length` from `start` on, row by row of its grid."""
+    """The rows of a page's picture: `length` from `start` on, row by row of its grid of so many `columns`, which covers
+    the page's `width` x `height` px evenly."""
 
     start: int
     length: int
+    columns: int
+    width: int
+    height: int
 
 
 class EmbeddingObject(BaseModel):
@@ -166,7 +170,7 @@ def raw(items: Sequence[Embedded | Refused], style: Style) -> bytes:
             continue
         piece = pack(item.embedding, style.dtype).tobytes()
         shape, end = (item.embedding.rows, item.embedding.dims), start + len(piece)
-        image = _rows(item.embedding)
+        image = _rows(item)
         entries.append(RawEntry(index=item.index, page=item.page, shape=shape, start=start, end=end, image=image))
         pieces.append(piece)
         start = end
@@ -238,11 +242,13 @@ def _object(item: Embedded | Refused, style: Style) -> EmbeddingObject | Refused
         embedding=numbers.tolist() if style.encoding == "float" else base64.b64encode(numbers.tobytes()).decode(),
         shape=(item.embedding.rows, item.embedding.dims),
         dtype=style.dtype,
-        image=_rows(item.embedding),
+        image=_rows(item),
         page=item.page,
     )
 
 
-def _rows(embedding: Embedding) -> ImageRows | None:
-    span = embedding.image
-    return None if span == NO_IMAGE else ImageRows(start=span.start, length=span.length)
+def _rows(item: Embedded) -> ImageRows | None:
+    span, size = item.embedding.image, item.size
+    if span == NO_IMAGE or size is None:
+        return None
+    return ImageRows(start=span.start, length=span.length, columns=span.columns, width=size.width, height=size.height)

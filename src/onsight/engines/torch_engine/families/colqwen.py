@@ -119,7 +119,7 @@ class ColQwen:
             with torch.inference_mode():
                 vectors = self._forward(chosen).cpu()
             for index, prompt, rows in zip(group, chosen, vectors, strict=True):
-                made[index] = _embedding(prompt, rows)
+                made[index] = _embedding(prompt, rows, self.merge)
         return [made[index] for index in range(len(prompts))]
 
     def _forward(self, prompts: Sequence[Prompt]) -> torch.Tensor:
@@ -147,10 +147,10 @@ class ColQwen:
         return nn.functional.normalize(vectors.float(), dim=-1)
 
 
-def _embedding(prompt: Prompt, rows: torch.Tensor) -> Embedding:
-    """`rows`: [at least the prompt's tokens, DIMS] on the CPU."""
+def _embedding(prompt: Prompt, rows: torch.Tensor, merge: int) -> Embedding:
+    """`rows`: [at least the prompt's tokens, DIMS] on the CPU. `merge`: see `ColQwen`."""
     count = len(prompt.token_ids)
-    spans = [ImageSpan(span.start, span.stop - span.start) for span in prompt.spans]
+    spans = [ImageSpan(span.start, span.stop - span.start, span.plan.grid[1] // merge) for span in prompt.spans]
     return Embedding(rows[:count].numpy().tobytes(), count, DIMS, spans[0] if spans else NO_IMAGE)
 
 
