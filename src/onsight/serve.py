@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
 from onsight.api.app import ApiSettings, Lifespan, Services, create_app
-from onsight.api.keys import KeyBook
+from onsight.api.keys import KeyBook, Scope
 from onsight.api.metrics import Metrics
 from onsight.api.request_log import log_request
 from onsight.api.slow_heads import bounded_protocol
@@ -99,8 +99,8 @@ def assemble(
     chat = Chat(roster, door, admission, bookkeepers)
     embed = Embed(roster, door, admission, bookkeepers, settings.max_inputs)
     keys = KeyBook(settings.api_key, settings.keys_file)
-    place = Workplace(roster, chat, admission)
-    page = _page(settings, place, door.limits, keys) if with_page and roster.chats else None
+    place = Workplace(roster, chat, embed, door, admission)
+    page = _page(settings, place, keys) if with_page else None
     api = ApiSettings(
         keys=keys,
         allowed_hosts=_hosts(settings),
@@ -118,7 +118,7 @@ def assemble(
     return Site(app, chat, roster, admission, door, page)
 
 
-def _page(settings: Settings, place: Workplace, limits: MediaLimits, keys: KeyBook) -> Page | None:
+def _page(settings: Settings, place: Workplace, keys: KeyBook) -> Page | None:
     """The page, unless it is not wanted, or nothing is said of it and Gradio is not there. Raises StartError."""
     is_here = importlib.util.find_spec("gradio") is not None
     if settings.ui and not is_here:
@@ -128,11 +128,14 @@ def _page(settings: Settings, place: Workplace, limits: MediaLimits, keys: KeyBo
     folder = Path(tempfile.mkdtemp(prefix="onsight-page-"))
     tell_gradio(folder)
 
+    scopes: list[Scope] = ["chat"] if place.roster.chats else []
+    scopes += ["embed"] if place.roster.embedders else []
+
     def accepts(key: str) -> bool:
         caller = keys.find(key)
-        return caller is not None and caller.may("chat")
+        return caller is not None and all(map(caller.may, scopes))
 
-    return Page(place, limits, folder, accepts if keys.guards else None)
+    return Page(place, folder, accepts if keys.guards else None)
 
 
 def _hosts(settings: Settings) -> frozenset[str]:
