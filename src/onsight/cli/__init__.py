@@ -8,6 +8,7 @@ import typer
 
 from onsight import __version__
 from onsight.cli.chat import chat
+from onsight.cli.doctor import doctor
 from onsight.cli.embed import embed
 from onsight.cli.keys import add, list_keys, revoke
 from onsight.cli.models import models
@@ -93,6 +94,7 @@ for command in (embed, search):
             arguments=(),
         )
     )
+commands.command()(with_settings(doctor, arguments=("model", "embed_model")))
 commands.command()(openapi)
 keys = typer.Typer(help="Make keys, list them, take them back.", no_args_is_help=True)
 for name, of_keys in (("add", add), ("list", list_keys), ("revoke", revoke)):
