@@ -14,11 +14,14 @@ from PIL import ImageDraw
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from training.draw import EVALUATION_STYLE, draw_screen
+from training.evaluate_leaf import FIRST_SEED, STYLE
+from training.pages import FAMILY, draw_page
 
 README = Path(__file__).parents[1] / "README.md"
 IMAGES = Path(__file__).parent / "images"
 EXAMPLES = Path(__file__).parents[1] / "src" / "onsight" / "ui" / "static" / "examples"
 EXAMPLE_SEEDS = (7_200_001, 7_200_002, 7_200_006)
+EXAMPLE_PAGES = range(FIRST_SEED, FIRST_SEED + 4 * FAMILY, FAMILY)
 SEED = 7_200_006
 QUESTION = "Where is Draft?"
 INK = (255, 0, 160)
@@ -36,6 +39,8 @@ def draw_examples() -> None:
     EXAMPLES.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(EXAMPLE_SEEDS, 1):
         draw_screen(seed, EVALUATION_STYLE).image.save(EXAMPLES / f"screen_{number}.png", optimize=True)
+    for number, seed in enumerate(EXAMPLE_PAGES, 1):
+        draw_page(seed, STYLE).image.save(EXAMPLES / f"page_{number}.png", optimize=True)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Write a SmolVLM folder (Peek, or any of its architecture) as the two files that llama.cpp reads: model and mmproj.
 
-python -m training.export_gguf OUT [--folder MODEL]
+python -m training.export_gguf OUT [--folder MODEL] [--kind Q8_0]
 """
 
 from __future__ import annotations
@@ -54,31 +54,44 @@ CHAT_TEMPLATE = (
 """SmolVLM's, for llama.cpp, whose templates see a picture as a marker in the text; before it there is no space."""
 
 
-def export_gguf(folder: Path, out: Path, name: str) -> tuple[Path, Path]:
-    """Write `out`/NAME.gguf and `out`/mmproj-NAME.gguf in float32, so that nothing is lost; both paths.
+KINDS = ("F32", "Q8_0", "Q4_0")
+"""Number formats of the text model's products; those of the `gguf` package's own that llama.cpp computes with."""
 
-    Raises ValueError for a tensor that has no place in them.
+_FILE_TYPES = {
+    "F32": gguf.LlamaFileType.ALL_F32, "F16": gguf.LlamaFileType.MOSTLY_F16,
+    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0, "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+}  # fmt: skip
+
+
+def export_gguf(folder: Path, out: Path, name: str, kind: str = "F32") -> tuple[Path, Path]:
+    """Write `out`/NAME.gguf and `out`/mmproj-NAME.gguf; both paths. In "F32" nothing is lost.
+
+    Any other of `KINDS` is for the text model's products and tables; the part that sees is then in half floats, as is
+    usual. Raises ValueError for a tensor that has no place in them.
     """
     out.mkdir(parents=True, exist_ok=True)
     config = json.loads((folder / "config.json").read_text("utf-8"))
-    tensors = {key.removeprefix("model."): value for key, value in load_file(folder / "model.safetensors").items()}
+    files = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
+    tensors = {key.removeprefix("model."): value for file in files for key, value in file.items()}
     text = {key: value for key, value in tensors.items() if key.startswith(("text_model.", "lm_head."))}
     vision = {key: value for key, value in tensors.items() if key not in text}
     model, mmproj = out / f"{name}.gguf", out / f"mmproj-{name}.gguf"
-    _write_vision(mmproj, folder, config, vision, name)
+    _write_vision(mmproj, folder, config, vision, name, "F32" if kind == "F32" else "F16")
     # Under its name only once all is there: who finds the model takes both for whole.
     part = model.with_suffix(".part")
-    _write_text(part, folder, config, text, name)
+    _write_text(part, folder, config, text, name, kind)
     part.replace(model)
     return model, mmproj
 
 
-def _write_text(path: Path, folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], name: str) -> None:
+def _write_text(
+    path: Path, folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], name: str, kind: str
+) -> None:
     text = config["text_config"]
     heads, kv_heads = text["num_attention_heads"], text["num_key_value_heads"]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(name)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_file_type(_FILE_TYPES[kind])
     writer.add_vocab_size(text["vocab_size"])
     writer.add_context_length(text["max_position_embeddings"])
     writer.add_embedding_length(text["hidden_size"])
@@ -97,17 +110,17 @@ def _write_text(path: Path, folder: Path, config: dict[str, Any], tensors: dict[
             value = _permute(value, heads)
         elif key.endswith("k_proj.weight"):
             value = _permute(value, kv_heads)
-        _add_tensor(writer, _text_name(key), value)
+        _add_tensor(writer, _text_name(key), value, kind)
     _finish(writer)
 
 
 def _write_vision(
-    path: Path, folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], name: str
+    path: Path, folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], name: str, kind: str
 ) -> None:
     vision, pictures = config["vision_config"], json.loads((folder / "preprocessor_config.json").read_text("utf-8"))
     writer = gguf.GGUFWriter(path, "clip")
     writer.add_name(name)
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_file_type(_FILE_TYPES[kind])
     writer.add_clip_has_vision_encoder(True)
     writer.add_clip_projector_type("idefics3")
     writer.add_vision_projection_dim(config["text_config"]["hidden_size"])
@@ -124,7 +137,7 @@ def _write_vision(
     writer.add_vision_use_gelu(True)
     writer.add_vision_preproc_image_size(pictures["size"]["longest_edge"])
     for key, value in tensors.items():
-        _add_tensor(writer, _vision_name(key), value)
+        _add_tensor(writer, _vision_name(key), value, kind)
     _finish(writer)
 
 
@@ -182,8 +195,12 @@ def _layer_name(key: str, before: str, block: str, names: dict[str, str]) -> str
     return f"{block}.{number}.{names[part]}.{kind}"
 
 
-def _add_tensor(writer: gguf.GGUFWriter, name: str, value: torch.Tensor) -> None:
-    writer.add_tensor(name, np.ascontiguousarray(value.to(torch.float32).numpy()))
+def _add_tensor(writer: gguf.GGUFWriter, name: str, value: torch.Tensor, kind: str) -> None:
+    """Vectors, and positions, which are added, stay as they are."""
+    numbers = np.ascontiguousarray(value.to(torch.float32).numpy())
+    is_product = value.dim() == 2 and name != "v.position_embd.weight" and value.shape[1] % 32 == 0
+    stored = gguf.GGMLQuantizationType[kind if is_product else "F32"]
+    writer.add_tensor(name, gguf.quants.quantize(numbers, stored), raw_dtype=stored)
 
 
 def _finish(writer: gguf.GGUFWriter) -> None:
@@ -198,8 +215,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder to write into")
     parser.add_argument("--folder", type=Path, default=BUNDLED, help="model folder")
+    parser.add_argument("--kind", choices=KINDS, default="F32", help="number format of the text model's products")
     arguments = parser.parse_args()
-    for path in export_gguf(arguments.folder, arguments.out, arguments.folder.name):
+    for path in export_gguf(arguments.folder, arguments.out, arguments.folder.name, arguments.kind):
         print(path)
 
 

@@ -89,6 +89,21 @@ class Settings(BaseModel):
     max_model_len: int | None = Field(None, ge=16, description="Most tokens of prompt and answer together.")
     max_num_seqs: int = Field(8, ge=1, le=1024, description="Most requests that are answered at the same time.")
     max_queue: int = Field(64, ge=1, description="Most requests that run and wait; one more is answered 429.")
+    max_queue_caller: int | None = Field(
+        None, ge=1, description="Most of them of one caller; if unset three quarters with --keys-file, else all."
+    )
+    max_queue_pixels: int = Field(
+        600_000_000, ge=1, description="Most pixels that all requests have open; one more is answered 429."
+    )
+    max_queue_tokens: int | None = Field(
+        None, ge=1, description="Most prompt tokens that run and wait; if unset four times the key-value cache's."
+    )
+    request_timeout_s: float = Field(
+        600.0, gt=0, description="Longest time for an answer, in seconds; of a stream of vectors, for each of them."
+    )
+    stall_timeout_s: float = Field(
+        300.0, gt=0, description="After how long without a step a busy engine is no longer ready, in seconds."
+    )
     max_inputs: int = Field(1024, ge=1, description="Most queries and pages in one request for vectors or scores.")
     kv_cache_tokens: int | None = Field(
         None, ge=16, description="Tokens in the key-value cache; from free memory if unset."

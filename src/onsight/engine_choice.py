@@ -23,7 +23,16 @@ from onsight.engines.upstream_engine import (
     vllm,
 )
 from onsight.models.card import ModelCard, card_of_name, find_card
-from onsight.models.gguf import GgufModel, card_of_gguf, check_digest, locate_gguf, names_gguf, read_gguf, without_sizes
+from onsight.models.gguf import (
+    GgufModel,
+    card_of_gguf,
+    check_digest,
+    is_mllama,
+    locate_gguf,
+    names_gguf,
+    read_gguf,
+    without_sizes,
+)
 from onsight.models.hub import find_local
 from onsight.tasks.roster import Loaded, Roster
 from onsight.torch_models import roster_beside, torch_roster
@@ -125,7 +134,8 @@ def choose_kind(settings: Settings) -> tuple[Kind, str]:
     """The engine and the reason. Raises StartError where file and engine do not fit."""
     gguf = names_gguf(settings.model)
     asked = settings.engine
-    if asked in ("torch", "vllm") and gguf:
+    ollamas = gguf and is_mllama(settings.model)
+    if asked in ("torch", "vllm") and gguf and not (ollamas and asked == "torch"):
         raise StartError(f"{settings.model} is a GGUF file, which only the engine llama runs: leave --engine out")
     if asked == "llama" and not gguf:
         raise StartError(
@@ -133,6 +143,8 @@ def choose_kind(settings: Settings) -> tuple[Kind, str]:
         )
     if asked != "auto":
         return asked, "as asked for"
+    if ollamas:
+        return "torch", f"{settings.model} is a Llama 3.2 Vision of Ollama's, which nothing else reads"
     if settings.upstream is not None:
         return "upstream", "--upstream names a server"
     if gguf:

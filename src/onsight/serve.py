@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
 from onsight.api.app import ApiSettings, Lifespan, Services, create_app
-from onsight.api.keys import KeyBook
+from onsight.api.keys import KeyBook, Scope
 from onsight.api.metrics import Metrics
 from onsight.api.request_log import log_request
 from onsight.api.slow_heads import bounded_protocol
@@ -35,7 +35,7 @@ from onsight.core.errors import StartError
 from onsight.engine_choice import build_roster
 from onsight.index.collection import Collection, Place
 from onsight.media.door import MediaDoor, MediaLimits
-from onsight.tasks.admission import Admission
+from onsight.tasks.admission import Admission, QueueLimits
 from onsight.tasks.chat import Chat
 from onsight.tasks.embed import Embed
 from onsight.tasks.roster import Roster
@@ -43,6 +43,9 @@ from onsight.ui.desk import Workplace
 from onsight.ui.page import Page
 
 log = logging.getLogger("onsight")
+
+_AT_WORK = 4
+"""Media are opened for so many times the requests that an engine answers at once, so that it never waits for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,16 +99,16 @@ def assemble(
     """Put the parts together; nothing is loaded and no port is opened yet. `lifespan`: of the app, where another
     program starts and closes the site. Raises StartError for a model that is not there, or a page that cannot be."""
     roster = build_roster(settings, progress)
-    door = MediaDoor(_limits(settings))
-    admission = Admission(settings.max_queue)
+    door = MediaDoor(media_limits(settings))
+    admission = Admission(settings.max_queue, _queue_limits(settings))
     metrics = Metrics(roster, admission, door.decoded.cache)
     bookkeepers = (metrics.record, log_request)
     chat = Chat(roster, door, admission, bookkeepers)
     index = _index(settings, roster)
     embed = Embed(roster, door, admission, bookkeepers, settings.max_inputs, index)
     keys = KeyBook(settings.api_key, settings.keys_file)
-    place = Workplace(roster, chat, admission)
-    page = _page(settings, place, door.limits, keys) if with_page and roster.chats else None
+    place = Workplace(roster, chat, embed, door, admission)
+    page = _page(settings, place, keys) if with_page else None
     api = ApiSettings(
         keys=keys,
         allowed_hosts=_hosts(settings),
@@ -132,7 +135,7 @@ def _index(settings: Settings, roster: Roster) -> Collection | None:
     return Collection(Place(settings.qdrant, settings.qdrant_collection, settings.qdrant_key))
 
 
-def _page(settings: Settings, place: Workplace, limits: MediaLimits, keys: KeyBook) -> Page | None:
+def _page(settings: Settings, place: Workplace, keys: KeyBook) -> Page | None:
     """The page, unless it is not wanted, or nothing is said of it and Gradio is not there. Raises StartError."""
     is_here = importlib.util.find_spec("gradio") is not None
     if settings.ui and not is_here:
@@ -142,11 +145,14 @@ def _page(settings: Settings, place: Workplace, limits: MediaLimits, keys: KeyBo
     folder = Path(tempfile.mkdtemp(prefix="onsight-page-"))
     tell_gradio(folder)
 
+    scopes: list[Scope] = ["chat"] if place.roster.chats else []
+    scopes += ["embed"] if place.roster.embedders else []
+
     def accepts(key: str) -> bool:
         caller = keys.find(key)
-        return caller is not None and caller.may("chat")
+        return caller is not None and all(map(caller.may, scopes))
 
-    return Page(place, limits, folder, accepts if keys.guards else None)
+    return Page(place, folder, accepts if keys.guards else None)
 
 
 def _hosts(settings: Settings) -> frozenset[str]:
@@ -156,7 +162,18 @@ def _hosts(settings: Settings) -> frozenset[str]:
     return LOOPBACK_HOSTS if settings.api_key is None and settings.keys_file is None else frozenset()
 
 
-def _limits(settings: Settings) -> MediaLimits:
+def _queue_limits(settings: Settings) -> QueueLimits:
+    several = settings.keys_file is not None
+    return QueueLimits(
+        places_of_one=settings.max_queue_caller or (-(-settings.max_queue * 3 // 4) if several else None),
+        at_work=_AT_WORK * settings.max_num_seqs,
+        pixels=settings.max_queue_pixels,
+        timeout_s=settings.request_timeout_s,
+    )
+
+
+def media_limits(settings: Settings) -> MediaLimits:
+    """What the settings let in of pictures, PDFs and videos."""
     return MediaLimits(
         remote=settings.media_remote,
         allowed_hosts=settings.media_allowed_hosts,

@@ -20,9 +20,9 @@ from onsight.core.engine import ChatEngine
 from onsight.core.frames import FrameRule
 from onsight.core.messages import ImageRef
 from onsight.engines.fake_engine import FakeEngine, FakeScript
-from onsight.media.door import MediaDoor, Opened
+from onsight.media.door import HoldPixels, MediaDoor, Opened
 from onsight.models.card import Defaults, ModelCard, PixelBudget
-from onsight.tasks.admission import Admission
+from onsight.tasks.admission import Admission, QueueLimits
 from onsight.tasks.chat import Chat
 from onsight.tasks.embed import Embed
 from onsight.tasks.record import Record
@@ -48,9 +48,9 @@ class NotedDoor(MediaDoor):
         super().__init__()
         self.asked: list[ImageRef] = []
 
-    async def open_pages(self, refs: Sequence[ImageRef]) -> tuple[Opened, ...]:
+    async def open_pages(self, refs: Sequence[ImageRef], *hold: HoldPixels) -> tuple[Opened, ...]:
         self.asked.extend(refs)
-        return await super().open_pages(refs)
+        return await super().open_pages(refs, *hold)
 
 
 @dataclass
@@ -124,6 +124,7 @@ def build() -> Iterator[Callable[..., Bench]]:
         card: ModelCard = CARD,
         names: tuple[str, ...] = ("fake", "org/fake-2B"),
         frames: FrameRule | None = None,
+        limits: QueueLimits = QueueLimits(),  # noqa: B008 (frozen)
         **settings: object,
     ) -> Bench:
         if engine is None:
@@ -132,7 +133,7 @@ def build() -> Iterator[Callable[..., Bench]]:
             with suppress(StopIteration):
                 engine.start().send(None)
         roster = Roster([Loaded(names, replace(card, frames=frames), engine, 1_700_000_000)])
-        admission = Admission(places)
+        admission = Admission(places, limits)
         door = NotedDoor()
         metrics = Metrics(roster, admission, door.decoded.cache)
         doors.append(door)

@@ -87,6 +87,17 @@ async def test_docs_and_metrics_are_open_when_the_settings_say_so(build: Callabl
     assert (await bench.get("/v1/models")).status_code == 401
 
 
+async def test_a_browser_at_the_root_is_led_on_and_learns_nothing(build: Callable[..., Bench]) -> None:
+    bench = build(keys=KeyBook(KEY))
+    html = "text/html,application/xhtml+xml,*/*;q=0.8"
+    led = await bench.get("/", accept=html)
+    assert (led.status_code, led.headers["location"], led.content) == (307, "docs", b"")
+    assert (await bench.get("/v1/models", accept=html)).status_code == 401
+    async with bench.client() as client:
+        assert (await client.post("/", headers={"accept": html})).status_code == 401
+        assert (await client.get("/")).status_code == 401
+
+
 async def test_a_request_without_a_key_is_refused_before_its_body_has_come(build: Callable[..., Bench]) -> None:
     async with build(keys=KeyBook(KEY)).served() as url, dialled(url, request_head(5_000_000)) as (reader, _):
         assert (await reader.readline()).startswith(b"HTTP/1.1 401")

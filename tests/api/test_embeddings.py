@@ -16,8 +16,8 @@ import torch
 from onsight.engines.torch_engine.families.colqwen import ColQwen
 from tests.embedders import png, served_embedder
 from tests.engines.torch_engine.embedding import ASKED, BLUE, GREEN, RED, embed, farthest, load, vectors
-from tests.media.papers import encrypted, paper
 from tests.media import pictures
+from tests.media.papers import encrypted, paper
 from tests.media.pictures import data_url
 from tests.tiny_colqwen import write_colqwen
 from tests.tiny_models import draw

@@ -50,7 +50,7 @@ class Visit:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Served]:
-    with served("peek", ONSIGHT_UI="on") as running:
+    with served("peek", "leaf", ONSIGHT_UI="on") as running:
         yield running
 
 

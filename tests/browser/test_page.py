@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from PIL import Image
 
 from onsight.ui.words import Words, load_words
 from tests.browser.conftest import Visit, playwright
@@ -18,11 +19,14 @@ from tests.media.clips import clip
 from tests.servers import Served, get, served, wait_until
 from tests.tiny_models import write_smolvlm
 from training.draw import EVALUATION_STYLE, Screen, draw_screen
+from training.evaluate_leaf import FIRST_SEED, STYLE, queries_about
+from training.pages import FAMILY, draw_page
 
 pytestmark = [pytest.mark.browser, pytest.mark.model]
 
 Open = Callable[..., Visit]
 LANGUAGES = {"en": "en-US", "ru": "ru-RU"}
+TABS = ("chat", "ocr", "region", "locate", "search", "captions")
 RATE = {"en": "tokens/s", "ru": "токенов/с"}
 
 
@@ -64,9 +68,10 @@ def text_of(visited: Visit, element: str) -> object:
 def test_the_page_speaks_the_browsers_language(visit: Open, language: str) -> None:
     visited, words = visit(LANGUAGES[language]), load_words(language)
     assert re.search(rf"/ui/{language}/$", visited.page.url)
-    for tab in ("chat", "ocr", "region", "locate", "captions"):
+    for tab in TABS:
         visited.page.get_by_role("tab", name=words(f"{tab}.tab"), exact=True).wait_for()
     expect(visited.page.locator("#state")).to_contain_text("peek")
+    expect(visited.page.locator("#state")).to_contain_text("leaf")
     expect(visited.page.locator("#state")).to_contain_text(words("page.state_ready"))
 
 
@@ -83,6 +88,38 @@ def test_a_second_question_knows_the_picture_and_the_first_answer(
     ask(visited, "What color is Message?")
     expect(bot(visited)).to_have_count(2)
     expect(bot(visited).nth(1)).to_contain_text(known.colour)
+
+
+# Names and forms of files; what the server says in English is folded away, and the way to the English page is English.
+LATIN = r"Onsight|English|peek|leaf|torch|cpu|PDF|CSV|JSONL|\.txt|curl[^\n]*|[xy][12](,[xy][12])*|\S+\.(png|pdf)|Draft"
+SEEN = """() => {
+  const texts = [document.title];
+  for (const one of document.querySelectorAll('body *')) {
+    if (one.closest('[lang=en], script, style') || !one.checkVisibility({visibilityProperty: true})) continue;
+    for (const node of one.childNodes) if (node.nodeType === Node.TEXT_NODE) texts.push(node.textContent);
+    for (const name of ['aria-label', 'title', 'placeholder', 'alt']) texts.push(one.getAttribute(name) ?? '');
+  }
+  return texts.map((text) => text.trim()).filter((text) => text);
+}"""
+
+
+def test_a_russian_page_shows_no_english(visit: Open, screen_file: Path, screen: Screen) -> None:
+    # The browser speaks English: its visitor chose the Russian page.
+    visited, words = visit("en-US"), load_words("ru")
+    visited.page.get_by_text(load_words("en")("page.other_language")).click()
+    visited.page.wait_for_url("**/ui/ru/")
+    english: dict[str, list[str]] = {}
+    for tab, fill in zip(TABS, (_chat, _ocr, _region, _locate, _search, _many), strict=True):
+        visited.tab(words(f"{tab}.tab"))
+        english[f"{tab}, empty"] = _english(visited)
+        if tab in ("locate", "search", "captions"):
+            fill(visited, words, screen_file, screen)
+            english[tab] = _english(visited)
+    assert {tab: texts for tab, texts in english.items() if texts} == {}
+
+
+def _english(visited: Visit) -> list[str]:
+    return [text for text in visited.page.evaluate(SEEN) if re.search("[A-Za-z]{2}", re.sub(LATIN, "", text))]
 
 
 def test_two_pictures_are_both_seen(visit: Open, screen_file: Path, tmp_path: Path) -> None:
@@ -239,6 +276,46 @@ def test_many_pictures_are_captioned_and_kept(visit: Open, tmp_path: Path, langu
     assert rows[5]["error"]
 
 
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_pages_are_ranked_and_show_what_was_found(visit: Open, tmp_path: Path, language: str) -> None:
+    pages = [draw_page(FIRST_SEED + number * FAMILY, STYLE) for number in range(4)]
+    files = [tmp_path / f"page {number}.png" for number in range(4)]
+    for page, file in zip(pages, files, strict=True):
+        page.image.save(file)
+    book = tmp_path / "book.pdf"
+    pages[0].image.save(book, save_all=True, append_images=[page.image for page in pages[1:]])
+    asked = next(query for query in queries_about(pages) if query.page == 2)
+    visited, words = visit(LANGUAGES[language]), load_words(language)
+    visited.tab(words("search.tab"))
+    rows = visited.page.locator("#search-table tbody tr")
+    for given, first in ((files, "page 2.png"), ([book], words("search.on_page", file="book.pdf", page=3))):
+        visited.page.set_input_files("#search-files input[type=file]", [str(file) for file in given])
+        expect(visited.page.locator("#search-files tr.file")).to_have_count(len(given))
+        text_of(visited, "search-question").fill(asked.text)
+        visited.page.click("#search-ask")
+        expect(rows).to_have_count(4)
+        expect(rows.first).to_contain_text(first)
+        expect(visited.page.locator("#search-best img")).to_have_count(4)
+        visited.page.reload()
+
+
+def test_the_example_pages_are_searched_with_two_clicks(visit: Open) -> None:
+    visited, words = visit(), load_words("en")
+    visited.tab(words("search.tab"))
+    visited.page.click("#search-example")
+    expect(text_of(visited, "search-question")).to_have_value(words("search.placeholder"))
+    visited.page.click("#search-ask")
+    expect(visited.page.locator("#search-best img").first).to_be_visible()
+    expect(visited.page.locator("#search-table tbody tr").first).to_contain_text("page_3.png")
+
+
+def test_a_retriever_alone_has_the_search_tab_alone(visit: Open) -> None:
+    with served("leaf", ONSIGHT_UI="on") as running:
+        visited = visit(url=running.url)
+        expect(visited.page.locator("#state")).to_contain_text("leaf")
+        expect(visited.page.get_by_role("tab")).to_have_text([load_words("en")("search.tab")])
+
+
 def test_a_video_is_asked_about_twice_and_shows_the_frames_that_were_seen(visit: Open, tmp_path: Path) -> None:
     folder, video = write_smolvlm(tmp_path / "model"), tmp_path / "clip.mp4"
     video.write_bytes(clip(frames=40, rate=10, size=(128, 96)))
@@ -329,11 +406,11 @@ def test_every_tab_is_photographed(
 ) -> None:
     visited, words = visit(LANGUAGES[language], dark=dark, phone=phone), load_words(language)
     look = f"{language}_{'dark' if dark else 'light'}_{'phone' if phone else 'wide'}"
-    for tab, fill in (("chat", _chat), ("ocr", _ocr), ("region", _region), ("locate", _locate), ("captions", _many)):
+    for tab, fill in zip(TABS, (_chat, _ocr, _region, _locate, _search, _many), strict=True):
         if tab != "chat":
             _open_tab(visited, words(f"{tab}.tab"))
         fill(visited, words, screen_file, screen)
-        _photograph(visited, SHOTS / f"{tab}_{look}.webp")
+        _photograph(visited, SHOTS / f"{tab}_{look}.png")
         wide = visited.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert wide <= 0, f"{tab} is {wide} px wider than the window"
 
@@ -371,6 +448,13 @@ def _locate(visited: Visit, words: Words, file: Path, screen: Screen) -> None:
     expect(visited.page.locator("#locate-drawn img")).to_have_count(1)
 
 
+def _search(visited: Visit, words: Words, file: Path, screen: Screen) -> None:
+    visited.page.click("#search-example")
+    expect(visited.page.locator("#search-files tr.file")).to_have_count(4)
+    visited.page.click("#search-ask")
+    expect(visited.page.locator("#search-best img")).to_have_count(4)
+
+
 def _many(visited: Visit, words: Words, file: Path, screen: Screen) -> None:
     visited.page.set_input_files("#captions-files input[type=file]", [str(file)])
     expect(visited.page.locator("#captions-files tr.file")).to_have_count(1)
@@ -379,9 +463,7 @@ def _many(visited: Visit, words: Words, file: Path, screen: Screen) -> None:
 
 
 def _photograph(visited: Visit, path: Path) -> None:
-    """A screenshot as a small WebP; playwright itself writes PNG."""
-    from PIL import Image
-
+    """A screenshot as a PNG of few colours, which is small."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    shot = visited.page.screenshot(animations="disabled")
-    Image.open(io.BytesIO(shot)).convert("RGB").save(path, "WEBP", quality=70, method=6)
+    shot = Image.open(io.BytesIO(visited.page.screenshot(animations="disabled"))).convert("RGB")
+    shot.quantize(96, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)

@@ -1,4 +1,4 @@
-"""The SmolVLM2 page's document: the environment that its compose file sets."""
+"""The SmolVLM2 page's document: the environment that its compose file sets, and the page that it then has."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from tests.compat.test_llama_vision import free_port
 from tests.servers import served
+from tests.tiny_models import write_smolvlm
 
 pytestmark = pytest.mark.model
 
@@ -47,7 +48,21 @@ def test_offline_a_model_that_is_not_in_the_cache_is_one_clear_sentence(tmp_path
             pass
 
 
-def test_a_browser_that_opens_the_address_is_led_to_a_page() -> None:
+def test_a_browser_that_opens_the_address_sees_its_three_tabs_in_russian(tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    folder, port = write_smolvlm(tmp_path / "SmolVLM2"), free_port()
+    environment = {"SMOLVLM2_MODEL_ID": str(folder), "MODEL_DEVICE": "auto", "APP_PORT": str(port)}
+    with served(ONSIGHT_UI="on", **environment) as server:
+        browser = {"accept": "text/html", "accept-language": "ru-RU,ru;q=0.9"}
+        page = httpx.get(f"http://localhost:{port}", headers=browser, follow_redirects=True)
+        config = httpx.get(f"{server.url}/ui/ru/config").json()
+    assert (page.status_code, str(page.url)) == (200, f"http://localhost:{port}/ui/ru/")
+    assert 'lang="ru"' in page.text
+    tabs = [one["props"]["label"] for one in config["components"] if one["type"] == "tabitem"]
+    assert tabs[:3] == ["Чат", "Текст", "Область"]
+
+
+def test_without_the_page_a_browser_is_led_to_the_docs() -> None:
     with served("--engine", "fake") as server:
         page = httpx.get(server.url, headers={"accept": "text/html"}, follow_redirects=True)
     assert page.status_code == 200

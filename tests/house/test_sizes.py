@@ -16,7 +16,7 @@ PARTS = {
     "root": 900,
     "core": 700,
     "media": 2_000,
-    "models": 800,
+    "models": 1_100,
     "index": 300,
     "engines": 500,
     "engines/torch_engine": 5_500,

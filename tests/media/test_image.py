@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import struct
 import subprocess
@@ -16,7 +17,8 @@ from PIL import ImageFile
 
 from onsight.core.errors import InvalidMedia
 from onsight.core.geometry import Size
-from onsight.core.messages import ImageOptions
+from onsight.core.messages import Image, ImageOptions
+from onsight.media.decode_child import DecodeChild
 from onsight.media.image import decode_image, read_header
 from onsight.media.limits import MediaLimits
 from tests.media.pictures import (
@@ -37,8 +39,14 @@ from tests.media.pictures import (
 LIMITS = MediaLimits()
 
 
-def read(data: bytes):
-    return decode_image(read_header(data, LIMITS), ImageOptions())
+@functools.cache
+def child() -> DecodeChild:
+    """One for the whole file; it ends with the test run."""
+    return DecodeChild()
+
+
+def read(data: bytes) -> Image:
+    return decode_image(read_header(data, LIMITS), ImageOptions(), child())
 
 
 def refused(data: bytes) -> str:
@@ -150,7 +158,7 @@ def test_pixels_without_a_known_range_are_refused_by_kind(mode: str) -> None:
 def test_a_decoder_that_reads_another_size_than_the_header_is_not_believed() -> None:
     file = replace(read_header(plain(), LIMITS), size=Size(10, 10))
     with pytest.raises(InvalidMedia):
-        decode_image(file, ImageOptions())
+        decode_image(file, ImageOptions(), child())
 
 
 def test_cmyk_becomes_rgb() -> None:
@@ -302,12 +310,14 @@ def test_bombs_cost_no_memory(tmp_path) -> None:
         import pathlib, resource, sys
         from onsight.core.errors import InvalidMedia
         from onsight.core.messages import ImageOptions
+        from onsight.media.decode_child import DecodeChild
         from onsight.media.image import decode_image, read_header
         from onsight.media.limits import MediaLimits
+        child = DecodeChild()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
             try:
-                decode_image(read_header(path.read_bytes(), MediaLimits()), ImageOptions())
+                decode_image(read_header(path.read_bytes(), MediaLimits()), ImageOptions(), child)
             except InvalidMedia:
                 pass
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)

@@ -22,6 +22,8 @@ ALLOWED = {
     "models/card.py": "the cards in the package",
     "models/hub.py": "downloads of weights, and what an adapter says of its base",
     "engines/torch_engine/loading.py": "checkpoints",
+    "engines/torch_engine/gguf_weights.py": "checkpoints",
+    "models/gguf_mllama.py": "the operator's GGUF file, and a folder in the cache for what goes with it",
     "engines/torch_engine/saving.py": "the folder that the operator has weights written to",
     "engines/torch_engine/kv_cache.py": "the container's memory limit",
     "engines/torch_engine/vocabulary.py": "the checkpoint's tokenizer",

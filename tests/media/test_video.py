@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 from contextlib import suppress
@@ -24,15 +25,17 @@ FORMATS = [
 ]  # fmt: skip
 
 
+@functools.cache
+def door(limits: MediaLimits | None) -> MediaDoor:
+    """One for all tests with these limits: they share the process in which videos are opened."""
+    return MediaDoor(limits)
+
+
 async def watch(
     data: bytes | str, rule: FrameRule = EVERY_SECOND, limits: MediaLimits | None = None, **options: object
 ) -> Video:
-    door = MediaDoor(limits)
-    try:
-        (video,) = await door.open_videos([VideoRef(data, VideoOptions(**options), "here")], rule)  # type: ignore[arg-type]
-        return video
-    finally:
-        door.close()
+    (video,) = await door(limits).open_videos([VideoRef(data, VideoOptions(**options), "here")], rule)  # type: ignore[arg-type]
+    return video
 
 
 async def refusal(data: bytes | str, limits: MediaLimits | None = None, **options: object) -> RequestError:
@@ -160,9 +163,9 @@ async def test_the_digest_tells_file_and_frames_apart() -> None:
 async def test_videos_are_fetched_by_url_like_pictures() -> None:
     data = clip()
     network = Network(reply(data, "Content-Type: video/mp4"))
-    door = MediaDoor(resolver=Names(films_example=[["8.8.8.8"]]), network=network)
-    (video,) = await door.open_videos([VideoRef("https://films.example/clip.mp4")], EVERY_SECOND)
-    door.close()
+    fetching = MediaDoor(resolver=Names(films_example=[["8.8.8.8"]]), network=network)
+    (video,) = await fetching.open_videos([VideoRef("https://films.example/clip.mp4")], EVERY_SECOND)
+    fetching.close()
     assert video.digest == (await watch(data)).digest
 
 

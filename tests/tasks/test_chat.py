@@ -22,7 +22,7 @@ from onsight.core.frames import FrameRule
 from onsight.core.generation import Finished, Sampling
 from onsight.core.messages import Draft, ImageRef, Text, Video, VideoRef
 from onsight.engines.fake_engine import FakeEngine, FakeScript
-from onsight.media.door import MediaDoor, Opened
+from onsight.media.door import HoldPixels, MediaDoor, Opened
 from onsight.models.card import ModelCard, find_card
 from onsight.models.hub import locate_model
 from onsight.tasks.admission import Admission
@@ -42,13 +42,13 @@ class CountingDoor(MediaDoor):
         super().__init__()
         self.asked = 0
 
-    async def open_pages(self, refs: Sequence[ImageRef]) -> tuple[Opened, ...]:
+    async def open_pages(self, refs: Sequence[ImageRef], *hold: HoldPixels) -> tuple[Opened, ...]:
         self.asked += 1
-        return await super().open_pages(refs)
+        return await super().open_pages(refs, *hold)
 
-    async def open_videos(self, refs: Sequence[VideoRef], rule: FrameRule) -> tuple[Video, ...]:
+    async def open_videos(self, refs: Sequence[VideoRef], rule: FrameRule, *hold: HoldPixels) -> tuple[Video, ...]:
         self.asked += 1
-        return await super().open_videos(refs, rule)
+        return await super().open_videos(refs, rule, *hold)
 
 
 @dataclass

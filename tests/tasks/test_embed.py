@@ -48,7 +48,7 @@ class Counting:
     def n_patches(self, width: int, height: int) -> tuple[int, int]:
         return width, height
 
-    async def embed(self, one: Text | Image) -> Embedding:
+    async def embed(self, one: Text | Image, caller: str = "") -> Embedding:
         self.begun += 1
         self.live += 1
         self.most = max(self.most, self.live)

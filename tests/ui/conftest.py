@@ -11,16 +11,18 @@ from typing import TypeVar
 
 import pytest
 
-from onsight.core.engine import ChatEngine
+from onsight.core.engine import ChatEngine, EmbedEngine
 from onsight.core.frames import FrameRule
 from onsight.engines.fake_engine import FakeEngine, FakeScript
 from onsight.media.door import MediaDoor
 from onsight.media.uploads import Uploads
-from onsight.models.card import ModelCard, Prompt
+from onsight.models.card import ModelCard, Prompt, find_card
+from onsight.models.hub import locate_model
 from onsight.tasks.admission import Admission
 from onsight.tasks.chat import Chat
+from onsight.tasks.embed import Embed
 from onsight.tasks.record import Record
-from onsight.tasks.roster import Loaded, Roster
+from onsight.tasks.roster import Loaded, LoadedEmbedder, Roster
 from onsight.ui.desk import Desk, Workplace
 from onsight.ui.words import load_words
 from tests.media.pictures import plain
@@ -43,6 +45,9 @@ CARD = ModelCard(
     },
     frames=FrameRule(1.0, 8, "ends"),
 )
+
+LEAF = locate_model("leaf")
+LEAF_CARD = find_card("leaf", LEAF)
 
 T = TypeVar("T")
 
@@ -72,17 +77,22 @@ def furnished(
     engine: ChatEngine | None = None,
     script: FakeScript = FakeScript(),  # noqa: B008 (frozen)
     places: int = 8,
+    finds: EmbedEngine | None = None,
 ) -> Office:
-    """An office whose uploads are in `folder`; `engine` or `script` says how answers are made. Its door joins `doors`,
-    to be closed."""
+    """An office whose uploads are in `folder`; `engine` or `script` says how answers are made, and `finds`, an engine
+    for Leaf, how vectors are. Its door joins `doors`, to be closed."""
     if engine is None:
         engine = FakeEngine(script)
         with suppress(StopIteration):
             engine.start().send(None)
-    roster, admission, door = Roster([Loaded(("fake",), CARD, engine, 0)]), Admission(places), MediaDoor()
+    embedders = [] if finds is None else [LoadedEmbedder(("leaf",), LEAF_CARD, finds, 0)]
+    roster = Roster([Loaded(("fake",), CARD, engine, 0)], embedders)
+    admission, door = Admission(places), MediaDoor()
     doors.append(door)
     records: list[Record] = []
-    place = Workplace(roster, Chat(roster, door, admission, (records.append,)), admission)
+    kept = (records.append,)
+    chat, embed = Chat(roster, door, admission, kept), Embed(roster, door, admission, kept)
+    place = Workplace(roster, chat, embed, door, admission)
     desk = Desk(place, load_words(language), Uploads(folder, 1 << 20))
     return Office(desk, folder, admission, engine, records)
 

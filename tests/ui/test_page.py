@@ -18,8 +18,6 @@ from onsight.api.keys import KeyBook
 from onsight.api.metrics import Metrics
 from onsight.config import tell_gradio
 from onsight.media.door import MediaDoor
-from onsight.media.limits import MediaLimits
-from onsight.tasks.embed import Embed
 from onsight.ui.desk import Workplace
 from onsight.ui.page import Page
 from onsight.ui.words import load_words
@@ -35,8 +33,7 @@ Opened = tuple[httpx.AsyncClient, Path]
 
 def services_of(place: Workplace) -> Services:
     roster, admission = place.roster, place.admission
-    with_vectors = Embed(roster, MediaDoor(), admission)
-    return Services(roster, place.chat, with_vectors, admission, Metrics(roster, admission, None))
+    return Services(roster, place.chat, place.embed, admission, Metrics(roster, admission, None))
 
 
 @asynccontextmanager
@@ -46,7 +43,7 @@ async def opened(office: Office, folder: Path, key: str | None = None) -> AsyncI
     kept = dict(os.environ)
     tell_gradio(folder)
     keys = KeyBook(key)
-    page = Page(place, MediaLimits(), folder, None if key is None else lambda given: keys.find(given) is not None)
+    page = Page(place, folder, None if key is None else lambda given: keys.find(given) is not None)
     services = services_of(place)
     app = create_app(services, ApiSettings(keys=keys, page=page))
     try:
@@ -124,6 +121,10 @@ async def test_uploads_go_to_a_folder_of_their_own_that_is_removed(office: Offic
 async def test_a_server_with_a_key_asks_for_it_before_anything_is_shown(office: Office, tmp_path: Path) -> None:
     async with opened(office, tmp_path / "uploads", KEY) as (client, _):
         words = load_words("ru")
+        led = await client.get("/", headers=HTML, follow_redirects=True)
+        assert [step.headers["location"] for step in led.history] == ["ui", "/ui/", "/ui/ru/"]
+        assert (led.status_code, words("gate.title") in led.text) == (401, True)
+        assert (await client.get("/")).headers["content-type"] == "application/json"
         asked = await client.get("/ui/ru/")
         assert (asked.status_code, words("gate.title") in asked.text) == (401, True)
         assert "gradio" not in asked.text
@@ -151,7 +152,7 @@ async def test_a_key_that_is_taken_back_closes_the_page(office: Office, tmp_path
     folder = tmp_path / "uploads"
     tell = dict(os.environ)
     tell_gradio(folder)
-    page = Page(office.desk.place, MediaLimits(), folder, lambda given: given in valid)
+    page = Page(office.desk.place, folder, lambda given: given in valid)
     os.environ.clear()
     os.environ.update(tell)
     transport = httpx.ASGITransport(page)

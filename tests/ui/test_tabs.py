@@ -111,6 +111,9 @@ async def test_a_failed_question_goes_back_to_its_field(furnish: Furnish) -> Non
     assert (len(messages), kept) == (2, history)
     assert field == {"text": "second", "files": [upload]}
     assert problem.startswith('<p role="alert">Изображение не подходит: ')
+    # The server's own words are English: folded away here, open where English is read.
+    assert re.search('</p><details><summary>.*по-английски.*</summary><p lang="en">this is not a picture', problem)
+    assert "<details open>" in (await chat(furnish(), (), "second", upload))[-1]
 
 
 async def test_closing_a_chat_frees_its_place_and_leaves_no_unanswered_question(furnish: Furnish) -> None:

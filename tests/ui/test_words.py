@@ -31,12 +31,13 @@ def test_every_language_has_every_key_with_the_same_places() -> None:
 
 def test_the_page_asks_for_no_key_that_is_missing_and_leaves_none_unused() -> None:
     source = "".join(path.read_text("utf-8") for path in sorted(SOURCE.glob("*.py")))
-    asked = set(re.findall(r'["\']((?:page|gate|chat|ocr|region|locate|captions|error)\.\w+)["\']', source))
+    asked = set(re.findall(r'["\']((?:page|gate|chat|ocr|region|locate|search|captions|error)\.\w+)["\']', source))
     asked |= {f"mistake.{key}" for key in re.findall(r'Mistake\(\s*"(\w+)"', source)}
     known = set(load_words("en").texts)
     assert asked <= known
     built = re.compile(
-        r"error\.|page\.state_|locate\.(point|box)$|captions\.(short|normal|long|file|caption|csv|jsonl)"
+        r"error\.|page\.(state|only)_|locate\.(point|box)$|search\.(rank|place|score)$"
+        r"|captions\.(short|normal|long|file|caption|csv|jsonl)"
     )
     assert {key for key in known - asked if not built.match(key)} == set()
 
@@ -67,4 +68,6 @@ def test_an_error_is_a_sentence_in_the_visitors_language() -> None:
     words = load_words("ru")
     assert words.sentence(Overloaded("all 64 places are taken")) == "Сервер занят. Попробуйте через минуту."
     assert words.sentence(Mistake("box_number", name="x2", part="три")) == "x2 — это «три», а должно быть число."
-    assert words.sentence(RequestError("it is {odd}")) == "Не получилось: it is {odd}."
+    odd = RequestError("it is {odd}")
+    assert (words.sentence(odd), words.details(odd)) == ("Не получилось.", "it is {odd}")
+    assert words.details(Overloaded("all 64 places are taken")) == ""

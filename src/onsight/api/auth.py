@@ -38,6 +38,11 @@ PAGE = "/ui"
 """Where the page is; it asks for a key in its own way, since a browser sends no header of ours."""
 
 
+def wants_html(headers: Headers) -> bool:
+    """Whether the request comes from somebody who looks at pages: at `/` nothing but the way to one is told to them."""
+    return "text/html" in headers.get("accept", "")
+
+
 class Auth:
     """ASGI middleware that denies by default; `open_paths` need no key besides `ALWAYS_OPEN`.
 
@@ -53,7 +58,7 @@ class Auth:
         self._has_page = has_page
 
     async def __call__(self, scope: AsgiScope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or (scope["type"] == "http" and self._is_open(scope["path"])):
+        if scope["type"] == "lifespan" or (scope["type"] == "http" and self._is_open(scope)):
             await self._app(scope, receive, send)
             return
         given = _given_key(Headers(scope=scope))
@@ -71,7 +76,10 @@ class Auth:
                 "the key is wrong or has expired; send a key of this server as 'Authorization: Bearer KEY'"
             )
 
-    def _is_open(self, path: str) -> bool:
+    def _is_open(self, scope: AsgiScope) -> bool:
+        path = scope["path"]
+        if path == "/":
+            return scope["method"] == "GET" and wants_html(Headers(scope=scope))
         return path in self._open or (self._has_page and (path == PAGE or path.startswith(f"{PAGE}/")))
 
 
@@ -91,6 +99,17 @@ def caller_of(scope: AsgiScope) -> Caller | None:
     """Who sent the request of `scope`; None on a server without keys."""
     found: Caller | None = scope.get("state", {}).get("caller")
     return found
+
+
+def caller_name(scope: AsgiScope) -> str:
+    """What to call who sent the request: the name of their key, without keys their address, "-" where that is unknown.
+
+    Never the key itself.
+    """
+    caller, client = caller_of(scope), scope.get("client")
+    if caller is not None:
+        return caller.name
+    return "-" if client is None else str(client[0])
 
 
 def _given_key(headers: Headers) -> str | None:

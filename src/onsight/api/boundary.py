@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from onsight.api.auth import caller_name
 from onsight.api.connection import ClientLeft
 from onsight.api.errors import Envelope, InternalError, error_body, error_response
 from onsight.api.request_log import log_refusal
@@ -74,7 +75,7 @@ class Boundary:
     async def _answer(self, error: RequestError, scope: Scope, exchange: _Exchange) -> None:
         if not exchange.started:
             if not scope["state"]["taken_up"]:
-                log_refusal(exchange.id, scope["method"], scope["path"], error)
+                log_refusal(exchange.id, caller_name(scope), scope["method"], scope["path"], error)
             envelope = self._envelopes.get(scope["path"])
             body = None if envelope is None else envelope(error, Request(scope))
             await exchange.refuse(error_response(error, body), scope, patient=not isinstance(error, TimedOut))

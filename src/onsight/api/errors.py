@@ -112,6 +112,7 @@ STATUSES: Mapping[type[errors.RequestError], tuple[int, str]] = {
     errors.EngineFailed: (500, "server_error"),
     InternalError: (500, "server_error"),
     errors.Unavailable: (503, "server_error"),
+    errors.DeadlineMissed: (504, "timeout_error"),
 }
 """Error class -> (HTTP status, OpenAI's `type`); a class that is not listed has its nearest ancestor's row."""
 
@@ -150,6 +151,9 @@ def error_response(error: errors.RequestError, body: bytes | None = None) -> Res
     match error:
         case errors.Overloaded() | errors.Unavailable():
             headers["retry-after"] = str(error.retry_after_s)
+        case errors.DeadlineMissed():
+            # OpenAI's clients would ask again at once, and take as long.
+            headers["x-should-retry"] = "false"
         case WrongMethod():
             headers["allow"] = error.allow
         case Unauthorized():

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from onsight import __version__
+from onsight.api.auth import wants_html
 from onsight.api.errors import error_answer
 from onsight.api.services import Services
 from onsight.core.engine import EngineState
@@ -67,7 +68,7 @@ class HealthRoutes:
 
     async def about(self, request: Request) -> Response:
         """What this server is; a browser is led to the page, or to /docs."""
-        if "text/html" in request.headers.get("accept", ""):
+        if wants_html(request.headers):
             return RedirectResponse(self._front, headers={"vary": "accept"})
         loaded = self._roster.models[0]
         about = About(model=loaded.name, device=loaded.engine.status().device, endpoints=self.endpoints)

@@ -17,9 +17,10 @@ _PLAIN = re.compile(r"[\w./:@+-]{1,200}", re.ASCII)
 def log_request(record: Record) -> None:
     """Tell what an ended request cost; `cached` of `tokens_in` were reused. A `Bookkeeper`."""
     _log.info(
-        "request id=%s task=%s model=%s images=%d videos=%d tokens_in=%d cached=%d tokens_out=%d"
+        "request id=%s caller=%s task=%s model=%s images=%d videos=%d tokens_in=%d cached=%d tokens_out=%d"
         " first_token_ms=%s tokens_per_s=%s reason=%s",
         _value(record.request_id),
+        _value(record.caller),
         _value(record.task),
         _value(record.model),
         record.images,
@@ -33,11 +34,12 @@ def log_request(record: Record) -> None:
     )
 
 
-def log_refusal(request_id: str, method: str, path: str, error: RequestError) -> None:
+def log_refusal(request_id: str, caller: str, method: str, path: str, error: RequestError) -> None:
     """Tell which request was refused before any task took it up."""
     _log.info(
-        "refused id=%s method=%s path=%s reason=%s",
+        "refused id=%s caller=%s method=%s path=%s reason=%s",
         _value(request_id),
+        _value(caller),
         _value(method),
         _value(path),
         _value(error.code),

@@ -8,6 +8,7 @@ import typer
 
 from onsight import __version__
 from onsight.cli.chat import chat
+from onsight.cli.doctor import doctor
 from onsight.cli.embed import embed
 from onsight.cli.keys import add, list_keys, revoke
 from onsight.cli.models import models
@@ -28,71 +29,26 @@ commands = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+_MODEL = ("model", "revision", "device", "dtype")
+_RUN = (*_MODEL, "quantize", "max_model_len", "threads", "media_remote", "api_key")
+_TASK = (*_RUN, "max_num_seqs", "media_max_pixels", "media_max_images", "media_pdf_dpi")
+_INDEX = (
+    *_MODEL, "threads", "media_max_mb", "media_max_pixels", "media_pdf_dpi", "api_key",
+    "qdrant", "qdrant_collection", "qdrant_key",
+)  # fmt: skip
+"""Options that commands heed besides their own."""
+
 commands.command()(with_settings(serve, arguments=("model", "embed_model")))
-commands.command()(
-    with_settings(
-        chat,
-        only=(
-            "model",
-            "revision",
-            "device",
-            "dtype",
-            "quantize",
-            "max_model_len",
-            "threads",
-            "media_remote",
-            "api_key",
-        ),
-        arguments=(),
-    )
-)
+commands.command()(with_settings(doctor, arguments=("model", "embed_model")))
+commands.command()(with_settings(chat, only=_RUN, arguments=()))
+for task in (caption, ocr, locate, describe):
+    commands.command()(with_settings(task, only=_TASK, arguments=()))
+for of_pages in (embed, search):
+    commands.command()(with_settings(of_pages, only=_INDEX, arguments=()))
 commands.command()(with_settings(models, only=("revision", "device", "dtype", "quantize", "max_num_seqs")))
 commands.command()(with_settings(pull, only=("model", "revision")))
-commands.command()(with_settings(verify, only=("model", "revision", "device", "dtype", "threads")))
+commands.command()(with_settings(verify, only=(*_MODEL, "threads")))
 commands.command()(with_settings(quantize, only=("model", "revision", "quantize")))
-for task in (caption, ocr, locate, describe):
-    commands.command()(
-        with_settings(
-            task,
-            only=(
-                "model",
-                "revision",
-                "device",
-                "dtype",
-                "quantize",
-                "max_model_len",
-                "max_num_seqs",
-                "threads",
-                "media_remote",
-                "media_max_pixels",
-                "media_max_images",
-                "media_pdf_dpi",
-                "api_key",
-            ),
-            arguments=(),
-        )
-    )
-for command in (embed, search):
-    commands.command()(
-        with_settings(
-            command,
-            only=(
-                "model",
-                "revision",
-                "device",
-                "dtype",
-                "threads",
-                "media_max_mb",
-                "media_max_pixels",
-                "media_pdf_dpi",
-                "api_key",
-                "qdrant",
-                "qdrant_collection",
-                "qdrant_key",
-            ),
-            arguments=(),
-        )
-    )
 commands.command()(openapi)
 keys = typer.Typer(help="Make keys, list them, take them back.", no_args_is_help=True)
 for name, of_keys in (("add", add), ("list", list_keys), ("revoke", revoke)):

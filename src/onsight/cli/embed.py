@@ -27,6 +27,7 @@ from onsight.core.errors import OnsightError, RequestError, StartError
 from onsight.core.geometry import Size
 from onsight.index.collection import Collection, Place
 from onsight.index.pages import KeptPage
+from onsight.media.decode_child import DecodeChild
 from onsight.media.limits import MediaLimits
 from onsight.media.pdf import count_pages, is_pdf
 
@@ -117,6 +118,7 @@ class _Embedding:
         self._model = settings.model if "model" in settings.model_fields_set else None
         self._url = url
         self._store = store
+        self._child = DecodeChild()
         self._writing = asyncio.Lock()
         self._new = 0
 
@@ -139,6 +141,7 @@ class _Embedding:
 
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(one(name)) for name in names]
+        self._child.close()
         bad = sum(task.result() for task in tasks)
         print(f"onsight: {self._new} pages are new, of {len(names) - bad} files", file=sys.stderr)
         return bad
@@ -155,7 +158,7 @@ class _Embedding:
         """Embed one file; why it could not be, if so. Raises OnsightError for what concerns all of them."""
         try:
             data = await asyncio.to_thread(Path(name).read_bytes)
-            total = await asyncio.to_thread(count_pages, data, MediaLimits()) if is_pdf(data) else None
+            total = await asyncio.to_thread(count_pages, data, MediaLimits(), self._child) if is_pdf(data) else None
         except OSError as error:
             return f"cannot be read: {error.strerror}"
         except RequestError as error:

@@ -56,7 +56,7 @@ def _list(console: Console) -> None:
             others += 1
             continue
         state = "ready" if cached.whole else "not whole: serve it with the network on"
-        here.add_row(found.name, cached.name, _size(cached.disk_bytes), state)
+        here.add_row(found.name, cached.name, size_text(cached.disk_bytes), state)
     console.print(here)
     if others:
         console.print(f"{others} more in the cache are of families that do not run here.")
@@ -138,9 +138,9 @@ def _file_facts(folder: Path, card: ModelCard, settings: Settings) -> list[tuple
         ("files", str(folder)),
         ("tensors", f"{found.tensors}, all accounted for"),
         ("context", f"{found.context_tokens:,} tokens"),
-        ("weights", f"{_size(memory.weights_bytes)} as {found.dtype}, the choice for {found.device}"),
-        ("a token", f"{_size(memory.token_bytes)} of keys and values"),
-        (f"{width}x{height} px", f"{memory.picture_tokens:,} tokens, {_size(memory.picture_bytes)}"),
+        ("weights", f"{size_text(memory.weights_bytes)} as {found.dtype}, the choice for {found.device}"),
+        ("a token", f"{size_text(memory.token_bytes)} of keys and values"),
+        (f"{width}x{height} px", f"{memory.picture_tokens:,} tokens, {size_text(memory.picture_bytes)}"),
         ("serving", _serving(found, settings)),
     ]
 
@@ -152,7 +152,7 @@ def _serving(found: Survey, settings: Settings) -> str:
     each = tokens * found.memory.token_bytes + aside
     total = found.memory.weights_bytes + settings.max_num_seqs * each
     return (
-        f"{_size(total)} with {settings.max_num_seqs} requests of {tokens:,} tokens,"
+        f"{size_text(total)} with {settings.max_num_seqs} requests of {tokens:,} tokens,"
         " and the working memory of a forward"
     )
 
@@ -162,7 +162,7 @@ def _pixels(budget: PixelBudget) -> str:
     return " ".join(f"{word} {bound:,} px" for word, bound in bounds if bound is not None)
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
     """Bytes for people."""
     for unit, name in ((GIGABYTE, "GiB"), (MEGABYTE, "MiB"), (KILOBYTE, "KiB")):
         if count >= unit:

@@ -24,13 +24,14 @@ def quantize(
     card = find_card(settings.model, folder)
     let_waiting_threads_sleep()
     # Imported here: PyTorch takes a second or two, which no other command should pay.
+    from onsight.engines.torch_engine.loading import weight_files
     from onsight.engines.torch_engine.saving import save_quantised
     from onsight.serve import loading_bar
 
     scheme = "int4" if settings.quantize == "auto" else settings.quantize
     with loading_bar() as progress:
         save_quantised(folder, card, scheme, out, progress)
-    before, after = (sum(path.stat().st_size for path in one.glob("*.safetensors")) for one in (folder, out))
+    before, after = (sum(path.stat().st_size for path in weight_files(one)) for one in (folder, out))
     typer.echo(
         f"{out}: {after / (1 << 20):,.1f} MiB of weights, from {before / (1 << 20):,.1f} MiB; what {scheme} costs in"
         f" answers stands in docs/results/int4.md. Serve it: onsight serve {out}"

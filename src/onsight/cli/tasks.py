@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import asyncio
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +14,8 @@ from onsight.cli.sweep import Sweep, sweep
 from onsight.config import Settings
 from onsight.core.errors import StartError
 from onsight.core.geometry import Box, Point
+from onsight.core.messages import Image as Picture
+from onsight.core.messages import ImageRef
 from onsight.core.pages import read_spans
 
 PageOption = Annotated[str | None, typer.Option(help="Of PDFs: the pages to look at, like 1-3,7; all if unset.")]
@@ -64,7 +66,7 @@ def locate(
     results = sweep(settings, command, "locate", fields, _places)
     if draw is not None and picture is not None:
         for result in results:
-            _draw(picture, _instances(result), draw)
+            _draw(settings, picture, _instances(result), draw)
 
 
 def _pages(pages: str | None) -> dict[str, str]:
@@ -118,19 +120,33 @@ def _one_picture(given: list[str]) -> str:
     return names[0]
 
 
-def _draw(name: str, instances: list[object], out: Path) -> None:
+def _draw(settings: Settings, name: str, instances: list[object], out: Path) -> None:
     """Write the upright picture with each place marked. Raises StartError when `out` cannot be written."""
     # Imported here: no other command needs it.
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     from onsight.media.marks import draw_marks
 
-    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(read_picture(name)))).convert("RGB")
+    opened = asyncio.run(_opened(settings, read_picture(name)))
+    picture = Image.frombytes("RGB", (opened.width, opened.height), opened.pixels)
     draw_marks(picture, [place for instance in instances if (place := _place(instance)) is not None])
     try:
         picture.save(out)
     except (OSError, ValueError) as error:
         raise StartError(f"{out} cannot be written: {error}") from None
+
+
+async def _opened(settings: Settings, data: bytes) -> Picture:
+    """The picture as the model saw it."""
+    from onsight.media.door import MediaDoor
+    from onsight.serve import media_limits
+
+    door = MediaDoor(media_limits(settings))
+    try:
+        (picture,) = await door.open([ImageRef(data)])
+        return picture
+    finally:
+        door.close()
 
 
 def _place(instance: object) -> Point | Box | None:

@@ -110,9 +110,9 @@ class EmbedEngine(Engine, Protocol):
         """
         ...
 
-    async def embed(self, one: Text | Image) -> Embedding:
+    async def embed(self, one: Text | Image, caller: str = "") -> Embedding:
         """The vectors of a query (`Text`) or a page (`Image`). Many may be asked for at once; cancelling one frees its
-        place.
+        place. `caller`: who asks; those who wait take turns by it.
 
         Raises RequestError when it cannot be embedded, EngineFailed when the engine breaks.
         """

@@ -12,6 +12,7 @@
         ├── Overloaded           the queue is full; try again after `retry_after_s`
         ├── Unavailable          loading, draining or dead; try again after `retry_after_s`
         ├── TimedOut             a client or a remote host was too slow
+        ├── DeadlineMissed       the answer was not whole in the time that a request may take
         ├── UnreadableAnswer     the model answered, but not in the form that the task needs
         └── EngineFailed         the engine broke on this request
 
@@ -84,6 +85,12 @@ class TimedOut(RequestError):
     """A client or a remote host was slower than the time limit."""
 
     code = "timeout"
+
+
+class DeadlineMissed(RequestError):
+    """The answer was not whole in the time that a request may take."""
+
+    code = "deadline_exceeded"
 
 
 class UnreadableAnswer(RequestError):

@@ -9,24 +9,23 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import httpcore
 
 from onsight.core.errors import InvalidMedia, InvalidRequest, RequestError, TooLarge
 from onsight.core.frames import FrameRule
 from onsight.core.geometry import Size
-from onsight.core.messages import Image, ImageRef, Video, VideoOptions, VideoRef
+from onsight.core.messages import Image, ImageRef, Video, VideoRef
 from onsight.media.containers import PictureFile
 from onsight.media.data_url import check_data_url, decode_data_url
+from onsight.media.decode_child import DecodeChild
 from onsight.media.decoded import DecodedPictures
 from onsight.media.fetch import Fetcher, Resolver, system_resolver
 from onsight.media.image import read_header
 from onsight.media.limits import Kind, MediaLimits
 from onsight.media.pdf import PdfFile, draw_pdf, is_pdf, read_pdf
-
-if TYPE_CHECKING:
-    from onsight.media.video import Clip
+from onsight.media.video import Clip, decode_clip, read_clip
 
 __all__ = ["MediaDoor", "MediaLimits"]
 
@@ -43,6 +42,13 @@ File = TypeVar("File")
 
 Opened = tuple[Image, ...]
 """What one reference became: a picture, or the pages of a PDF."""
+
+HoldPixels = Callable[[int], None]
+"""Called with the px of a request's pictures, or of its videos' frames, before any is decoded; raises to refuse."""
+
+
+def _any_number(pixels: int) -> None:
+    """Where nobody counts."""
 
 
 class MediaDoor:
@@ -61,7 +67,8 @@ class MediaDoor:
     ) -> None:
         self.limits = limits or MediaLimits()
         self._decoders = ThreadPoolExecutor(self.limits.decode_workers, "onsight-decode", _give_way)
-        self.decoded = DecodedPictures(self.limits.decoded_bytes)
+        self._child = DecodeChild()
+        self.decoded = DecodedPictures(self.limits.decoded_bytes, self._child)
         self._lookups = ThreadPoolExecutor(_LOOKUP_THREADS, "onsight-lookup")
         self._fetcher = Fetcher(self.limits, resolver or system_resolver(self._lookups), network, certificates)
 
@@ -72,16 +79,16 @@ class MediaDoor:
         """
         return tuple(image for (image,) in await self.open_pages(refs))
 
-    async def open_pages(self, refs: Sequence[ImageRef]) -> tuple[Opened, ...]:
+    async def open_pages(self, refs: Sequence[ImageRef], hold: HoldPixels = _any_number) -> tuple[Opened, ...]:
         """Turn all references of one request into checked pictures, one for a picture and one a page for a PDF.
 
         Raises InvalidMedia, TooLarge, TimedOut, Unsupported, or InvalidRequest for pages that a PDF lacks, with the
         `param` of the reference at fault. When one is refused, or the caller is cancelled, the other fetches stop.
-        Nothing is decoded before all headers are known and allowed.
+        Nothing is decoded before all headers are known and allowed; `hold` is told their px then, and may refuse.
         """
         self._check(refs, "image")
         files = await self._read(refs, "image", self._look)
-        self._check_pixels(refs, files)
+        hold(self._check_pixels(refs, files))
         return await self._decode(refs, files, self._draw)
 
     def _look(self, ref: ImageRef, data: bytes) -> PictureFile | PdfFile:
@@ -94,22 +101,26 @@ class MediaDoor:
             return read_header(data, self.limits)
         if ref.pages is None:
             raise InvalidMedia("this is a PDF, and only a picture will do here; send one of its pages as a picture")
-        return read_pdf(data, ref.pages, ref.options, self.limits)
+        return read_pdf(data, ref.pages, ref.options, self.limits, self._child)
 
     def _draw(self, ref: ImageRef, file: PictureFile | PdfFile) -> Opened:
         if isinstance(file, PdfFile):
-            return draw_pdf(file, ref.options, self.limits, self.decoded.cache)
+            return draw_pdf(file, ref.options, self.limits, self.decoded.cache, self._child)
         return (self.decoded.decode(file, ref.options),)
 
-    async def open_videos(self, refs: Sequence[VideoRef], rule: FrameRule) -> tuple[Video, ...]:
+    async def open_videos(
+        self, refs: Sequence[VideoRef], rule: FrameRule, hold: HoldPixels = _any_number
+    ) -> tuple[Video, ...]:
         """Turn all video references of one request into the frames that `rule` and their options pick; see `open`.
 
         Raises InvalidRequest too, for options that cannot be honoured.
         """
         self._check(refs, "video")
-        clips = await self._read(refs, "video", lambda ref, data: _read_clip(data, rule, ref.options, self.limits))
-        self._check_video_pixels(refs, clips)
-        return await self._decode(refs, clips, lambda ref, clip: _decode_clip(clip, self.limits))
+        clips = await self._read(
+            refs, "video", lambda ref, data: read_clip(data, rule, ref.options, self.limits, self._child)
+        )
+        hold(self._check_video_pixels(refs, clips))
+        return await self._decode(refs, clips, lambda ref, clip: decode_clip(clip, self.limits, self._child))
 
     async def _read(self, refs: Sequence[Ref], kind: Kind, work: Callable[[Ref, bytes], T]) -> list[T]:
         """What `work`, done in the pool, reads from each reference's bytes."""
@@ -135,9 +146,10 @@ class MediaDoor:
         return tuple(await _all(decode(ref, file) for ref, file in zip(refs, files, strict=True)))
 
     def close(self) -> None:
-        """Stop the threads; what still waits to be decoded is dropped. May be called twice."""
+        """Stop the threads and the child; what still waits to be decoded is dropped. May be called twice."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
         self._lookups.shutdown(wait=False, cancel_futures=True)
+        self._child.close()
 
     def _check(self, refs: Sequence[ImageRef] | Sequence[VideoRef], kind: Kind) -> None:
         """Refuse whatever can be refused by looking at counts, lengths and the beginnings of URLs."""
@@ -175,8 +187,8 @@ class MediaDoor:
         async with slots:
             return await self._fetcher.fetch(source, deadline, kind)
 
-    def _check_pixels(self, refs: Sequence[ImageRef], files: Sequence[PictureFile | PdfFile]) -> None:
-        """Hold the sums of all pictures and pages against the limits."""
+    def _check_pixels(self, refs: Sequence[ImageRef], files: Sequence[PictureFile | PdfFile]) -> int:
+        """Hold the sums of all pictures and pages against the limits; their px."""
         sizes: list[Size] = []
         for ref, file in zip(refs, files, strict=True):
             sizes += [size for _, size in file.pages] if isinstance(file, PdfFile) else [file.size]
@@ -188,11 +200,12 @@ class MediaDoor:
         if pixels > self.limits.max_request_pixels:
             limit = f"the limit is {self.limits.max_request_pixels / 1e6:g} Mpx (media.max_request_pixels)"
             raise InvalidMedia(f"the request's images have {pixels / 1e6:.1f} Mpx together; {limit}")
+        return pixels
 
-    def _check_video_pixels(self, refs: Sequence[VideoRef], clips: Sequence[Clip]) -> None:
+    def _check_video_pixels(self, refs: Sequence[VideoRef], clips: Sequence[Clip]) -> int:
         pixels = sum(clip.pixels for clip in clips)
         if pixels <= self.limits.max_video_pixels:
-            return
+            return pixels
         frames = sum(len(clip.picks) for clip in clips)
         limit = f"the limit is {self.limits.max_video_pixels / 1e6:g} Mpx (media.max_video_pixels)"
         with _Blame(refs[0]):
@@ -245,19 +258,6 @@ class _Blame:
             error.param = self._ref.param
         if isinstance(error, InvalidMedia) and isinstance(self._ref, VideoRef):
             error.code = _VIDEO_CODE
-
-
-def _read_clip(data: bytes, rule: FrameRule, options: VideoOptions, limits: MediaLimits) -> Clip:
-    # Imported here, in the pool: FFmpeg takes a sixth of a second, which no server that sees no video should pay.
-    from onsight.media.video import read_clip
-
-    return read_clip(data, rule, options, limits)
-
-
-def _decode_clip(clip: Clip, limits: MediaLimits) -> Video:
-    from onsight.media.video import decode_clip
-
-    return decode_clip(clip, limits)
 
 
 def _scheme(url: str) -> str:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import logging
 import warnings
+from dataclasses import asdict
+from typing import Any, BinaryIO
 
 # Importing these plugins registers them; with `formats` in `Image.open` no other decoder is ever asked.
 from PIL import BmpImagePlugin as BmpImagePlugin
@@ -25,7 +27,9 @@ from onsight.core.errors import InvalidMedia
 from onsight.core.geometry import Size
 from onsight.core.messages import Image, ImageOptions
 from onsight.media.containers import PictureFile, broken, read_picture_file
+from onsight.media.decode_child import DecodeChild
 from onsight.media.limits import MediaLimits
+from onsight.media.verdict import Refused, Verdict
 
 # Our own cap is held before any decoder is asked, so Pillow's warnings tell nothing new; and as their texts hold a
 # hostile file's numbers, the interpreter's list of those already shown would grow with every such file.
@@ -45,6 +49,11 @@ _UPRIGHT = {
 _DEEP_GREY = ("I;16", "I;16L", "I;16N", "I;16B")
 _MODES = frozenset(("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", *_DEEP_GREY))
 
+# Their decoders (zlib, libjpeg-turbo) are the most attacked and best hardened of all, and nearly all pictures are of
+# these formats; what the others cost apart is in docs/decisions/0029-strangers-files-are-opened-apart.md.
+_HERE = frozenset(("PNG", "JPEG"))
+_DECODE_S = 20
+
 # Pixels converted at a time: the memory for conversions stays small, and other threads run in between.
 _BAND_PIXELS = 1 << 18
 
@@ -61,41 +70,83 @@ def upright_size(file: PictureFile) -> Size:
     return Size(file.size.height, file.size.width) if file.orientation >= 5 else file.size
 
 
-def decode_image(file: PictureFile, options: ImageOptions) -> Image:
-    """Decode a picture whose header passed `read_header`; not for the event loop. Raises InvalidMedia when it
-    cannot be."""
+def decode_image(file: PictureFile, options: ImageOptions, child: DecodeChild) -> Image:
+    """Decode a picture whose header passed `read_header`; not for the event loop. Raises InvalidMedia when it cannot
+    be, Unavailable.
+
+    All but PNG and JPEG are decoded in `child`.
+    """
+    size = upright_size(file)
     try:
-        with Pillow.open(io.BytesIO(file.drawing), formats=(file.format,)) as picture:
-            pixels, size = _rgb(picture, file)
-    except InvalidMedia:
-        raise
-    except Exception as error:  # noqa: BLE001 - hostile bytes make Pillow raise any class at all, and none is the server's fault
-        _log.info("the %s decoder refused a picture: %s", file.format, type(error).__name__)
-        raise broken() from None
+        if file.format in _HERE:
+            bands = io.BytesIO()
+            draw_picture(file, bands)
+            pixels = bands.getvalue()
+        else:
+            task = {name: value for name, value in asdict(file).items() if name != "drawing"}
+            pixels = child.ask(
+                "draw a picture",
+                task,
+                file.drawing,
+                _DECODE_S,
+                lambda answer: answer.read(size.width * size.height * 3),
+            )
+    except Refused as refused:
+        raise _refusal(refused.verdict) from None
     return Image.of(pixels, size.width, size.height, options)
 
 
-def _rgb(picture: Pillow.Image, file: PictureFile) -> tuple[bytes, Size]:
-    """RGB bytes and size (px) of the upright picture on white."""
+def draw_sent_picture(task: dict[str, Any], data: bytes, out: BinaryIO) -> None:
+    """`draw_picture` of a file that came as `task`, its fields, and `data`, its drawing."""
+    draw_picture(PictureFile(**{**task, "size": Size(**task["size"])}, drawing=data), out)
+
+
+def draw_picture(file: PictureFile, out: BinaryIO) -> None:
+    """Write the pixels of the upright picture on white: RGB, 8 bits a channel, row by row. Raises Refused."""
+    try:
+        with Pillow.open(io.BytesIO(file.drawing), formats=(file.format,)) as picture:
+            _write_rgb(picture, file, out)
+    except Refused:
+        raise
+    except MemoryError:
+        raise Refused(Verdict.LARGE) from None
+    except Exception as error:  # noqa: BLE001 - hostile bytes make Pillow raise any class at all, and none is the server's fault
+        _log.info("the %s decoder refused a picture: %s", file.format, type(error).__name__)
+        raise Refused(Verdict.BROKEN) from None
+
+
+def _write_rgb(picture: Pillow.Image, file: PictureFile, out: BinaryIO) -> None:
     # The caps were held against our reading of the header; a decoder that reads another size must not get past them.
     if picture.size != (file.size.width, file.size.height):
-        raise broken()
+        raise Refused(Verdict.BROKEN)
     if picture.mode not in _MODES:
-        raise InvalidMedia(
-            "the image's pixels are of a kind that is not read (floating point, 32 bits or Lab); save it as 8-bit RGB"
-        )
+        raise Refused(Verdict.STRANGE)
     picture.load()
     if picture.size != (file.size.width, file.size.height):
-        raise broken()
+        raise Refused(Verdict.BROKEN)
     if file.orientation in _UPRIGHT:
         picture = picture.transpose(_UPRIGHT[file.orientation])
     width, height = picture.size
     rows = max(1, _BAND_PIXELS // width)
-    pixels = io.BytesIO()
     for top in range(0, height, rows):
         band = picture.crop((0, top, width, min(top + rows, height)))
-        pixels.write(_on_white(band, file).tobytes())
-    return pixels.getvalue(), Size(width, height)
+        out.write(_on_white(band, file).tobytes())
+
+
+def _refusal(verdict: Verdict) -> InvalidMedia:
+    """The error for a picture that was not decoded."""
+    match verdict:
+        case Verdict.STRANGE:
+            return InvalidMedia(
+                "the image's pixels are of a kind that is not read (floating point, 32 bits or Lab);"
+                " save it as 8-bit RGB"
+            )
+        case Verdict.SLOW:
+            return InvalidMedia(f"decoding the image takes more than {_DECODE_S} s; save it as PNG or JPEG and resend")
+        case Verdict.LARGE:
+            return InvalidMedia("decoding the image takes too much memory; save it as PNG or JPEG and resend")
+        case _:
+            return broken()
 
 
 def _on_white(band: Pillow.Image, file: PictureFile) -> Pillow.Image:

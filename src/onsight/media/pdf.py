@@ -1,48 +1,30 @@
 """A PDF becomes one checked core Image a page: the pages that are asked for, upright, on white, within the limits.
 
-pdfium draws them, in a process of its own for each look at a file (`pdf_child.py`): it is not safe for threads, and
+pdfium draws them (`pdf_pages.py`), in a process of its own for each look at a file: it is not safe for threads, and
 there the operating system bounds its time and memory, and a crash is one refused file.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import math
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
 from onsight.core.byte_cache import ByteCache
 from onsight.core.errors import InvalidMedia
 from onsight.core.geometry import Size
 from onsight.core.messages import Image, ImageOptions
 from onsight.core.pages import Pages
+from onsight.media.decode_child import MEMORY_BYTES, DecodeChild
 from onsight.media.limits import MediaLimits
-
-_log = logging.getLogger(__name__)
+from onsight.media.verdict import Refused, Verdict
 
 _HEADER_BYTES = 1024
 _BLANKS = b"\0\t\n\f\r \xef\xbb\xbf"
 """What may stand before a PDF's mark: white space, and what some editors put before every text."""
 _POINTS_PER_INCH = 72
 _MOST_POINTS = 14_400
-_MEMORY_BYTES = 2 << 30
-_WAIT_TIMES = 10
-"""A child that waits for a busy machine's processors gets so many times its processor time by the clock."""
-
-_CHILD = Path(__file__).with_name("pdf_child.py")
-_BROKEN, _PASSWORD, _EMPTY = 3, 4, 5
-_OUT_OF_TIME = (-signal.SIGKILL, -signal.SIGXCPU)
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +44,27 @@ def is_pdf(data: bytes) -> bool:
     return data[:_HEADER_BYTES].lstrip(_BLANKS).startswith(b"%PDF-")
 
 
-def count_pages(data: bytes, limits: MediaLimits) -> int:
+def count_pages(data: bytes, limits: MediaLimits, child: DecodeChild) -> int:
     """How many pages a PDF has; none is drawn. Not for the event loop. Raises InvalidMedia when it cannot be read."""
-    return int(json.loads(_ask_child(data, limits, lambda answer: answer.read()))["total"])
+    try:
+        return int(child.facts("tell a pdf", {"spans": (), "most": 0}, data, limits.pdf_draw_s)["total"])
+    except Refused as refused:
+        raise _refusal(refused.verdict, limits) from None
 
 
-def read_pdf(data: bytes, pages: Pages, options: ImageOptions, limits: MediaLimits) -> PdfFile:
+def read_pdf(data: bytes, pages: Pages, options: ImageOptions, limits: MediaLimits, child: DecodeChild) -> PdfFile:
     """Look how many pages there are and how large those that are asked for; none is drawn. Not for the event loop.
 
     Raises InvalidMedia for a file that cannot be read or is not allowed, InvalidRequest for a page that it lacks.
     """
-    told = _ask_child(data, limits, lambda answer: answer.read(), spans=pages.spans, most=limits.max_images)
-    facts = json.loads(told)
+    task = {"spans": pages.spans, "most": limits.max_images}
+    try:
+        facts = child.facts("tell a pdf", task, data, limits.pdf_draw_s)
+    except Refused as refused:
+        raise _refusal(refused.verdict, limits) from None
     wanted = pages.pick(facts["total"])
     if not wanted:
-        raise _refusal(_EMPTY, limits)
+        raise _refusal(Verdict.EMPTY, limits)
     if len(wanted) > limits.max_images:
         raise InvalidMedia(
             f"the PDF has {len(wanted)} pages to look at; the limit is {limits.max_images} in a request"
@@ -88,7 +76,9 @@ def read_pdf(data: bytes, pages: Pages, options: ImageOptions, limits: MediaLimi
     return PdfFile(data, tuple((number, sizes[number]) for number in wanted), hashlib.sha256(data).hexdigest())
 
 
-def draw_pdf(file: PdfFile, options: ImageOptions, limits: MediaLimits, cache: ByteCache[Image]) -> tuple[Image, ...]:
+def draw_pdf(
+    file: PdfFile, options: ImageOptions, limits: MediaLimits, cache: ByteCache[Image], child: DecodeChild
+) -> tuple[Image, ...]:
     """The pages' pictures, in the order asked for; what `cache` holds is not drawn again. Not for the event loop.
 
     Raises InvalidMedia when a page cannot be drawn, or all of them not within `pdf_draw_s`.
@@ -100,13 +90,17 @@ def draw_pdf(file: PdfFile, options: ImageOptions, limits: MediaLimits, cache: B
     def read(answer: IO[bytes]) -> None:
         for number, size in missing:
             pixels = answer.read(size.width * size.height * 3)
-            # Less came when the child failed, which its exit code says.
+            # Less came when the file was refused, which is known when the answer has ended.
             if len(pixels) == size.width * size.height * 3:
                 drawn[number] = replace(Image.of(pixels, size.width, size.height), page=number)
                 cache.keep(keys[number], drawn[number], len(pixels))
 
     if missing:
-        _ask_child(file.data, limits, read, draw=[(number, size.width, size.height) for number, size in missing])
+        task = {"pages": [(number, size.width, size.height) for number, size in missing]}
+        try:
+            child.ask("draw a pdf", task, file.data, limits.pdf_draw_s, read)
+        except Refused as refused:
+            raise _refusal(refused.verdict, limits) from None
     return tuple(replace(drawn[number], options=options) for number in keys)
 
 
@@ -125,48 +119,21 @@ def _drawn_size(number: int, width: float, height: float, most: int, limits: Med
     return size
 
 
-def _ask_child(data: bytes, limits: MediaLimits, read: Callable[[IO[bytes]], T], **wanted: object) -> T:
-    """What `read` makes of the child's answer about `data`. Raises InvalidMedia when the child could not open it."""
-    cpu_s = math.ceil(limits.pdf_draw_s)
-    task = {"cpu_s": cpu_s, "memory_bytes": _MEMORY_BYTES, "spans": (), "most": 0, "draw": (), **wanted}
-    # No environment: the server's key may stand in it. "-I" keeps modules of the working directory out.
-    command = [sys.executable, "-I", str(_CHILD)]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env={}) as process:
-        late = threading.Timer(cpu_s * _WAIT_TIMES, process.kill)
-        late.start()
-        try:
-            with suppress(BrokenPipeError), _pipe(process.stdin) as child:
-                child.write(json.dumps(task).encode() + b"\n")
-                child.write(data)
-            answer = read(_pipe(process.stdout))
-            code = process.wait()
-        finally:
-            late.cancel()
-            process.kill()
-    if code:
-        raise _refusal(code, limits)
-    return answer
-
-
-def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
-    if pipe is None:
-        raise RuntimeError("the child has no pipe")
-    return pipe
-
-
-def _refusal(code: int, limits: MediaLimits) -> InvalidMedia:
-    """The error for a child that ended with `code`."""
-    if code == _PASSWORD:
-        return InvalidMedia("the PDF is encrypted and needs a password; save it without one and resend")
-    if code == _EMPTY:
-        return InvalidMedia("the PDF has no pages")
-    if code in _OUT_OF_TIME:
-        return InvalidMedia(
-            f"opening the PDF takes more than {limits.pdf_draw_s:g} s (media.pdf_draw_s); ask for fewer pages, or send"
-            " a simpler one"
-        )
-    if code == _BROKEN or code < 0:
-        _log.info("pdfium refused a PDF: exit code %d", code)
-        return InvalidMedia("cannot decode PDF: the file is damaged or cut short; save it again and resend")
-    raise RuntimeError(f"the process that opens PDFs ended with code {code}")
+def _refusal(verdict: Verdict, limits: MediaLimits) -> InvalidMedia:
+    """The error for a PDF that was not opened."""
+    match verdict:
+        case Verdict.PASSWORD:
+            return InvalidMedia("the PDF is encrypted and needs a password; save it without one and resend")
+        case Verdict.EMPTY:
+            return InvalidMedia("the PDF has no pages")
+        case Verdict.SLOW:
+            return InvalidMedia(
+                f"opening the PDF takes more than {limits.pdf_draw_s:g} s (media.pdf_draw_s); ask for fewer pages, or"
+                " send a simpler one"
+            )
+        case Verdict.LARGE:
+            return InvalidMedia(
+                f"opening the PDF takes more than {MEMORY_BYTES >> 20} MB of memory; ask for fewer pages"
+            )
+        case _:
+            return InvalidMedia("cannot decode PDF: the file is damaged or cut short; save it again and resend")

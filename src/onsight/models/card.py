@@ -91,6 +91,7 @@ class ModelCard:
     `defaults`: how chat is sampled unless a request says otherwise.
     `frames`: how it looks at videos; None when it was never shown any. With it comes the capability "video".
     `sees`: whether it is shown pictures at all; False for a GGUF file without the part that sees.
+    `languages`: the only ones that it reads ("en"); empty where nobody says so.
     """
 
     name: str
@@ -109,6 +110,7 @@ class ModelCard:
     defaults: Defaults = Defaults()
     frames: FrameRule | None = None
     sees: bool = True
+    languages: tuple[str, ...] = ()
 
     def budget(self, task: str) -> PixelBudget:
         """The pixel budget of `task`, else that of chat, else none."""
@@ -153,6 +155,7 @@ def read_card(name: str, text: str) -> ModelCard:
         defaults=Defaults(**table.pop("defaults", {})),
         models=tuple(table.pop("models", ())),
         published=tuple(table.pop("published", ())),
+        languages=tuple(table.pop("languages", ())),
         architectures=tuple(table.pop("architectures", ())),
         **table,
     )

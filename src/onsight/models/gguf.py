@@ -11,6 +11,7 @@ from pathlib import Path
 from onsight.core.errors import StartError
 from onsight.models.card import Capability, ModelCard, card_of_name, cards
 from onsight.models.gguf_header import GgufHeader, read_header
+from onsight.models.gguf_mllama import ARCHITECTURE as MLLAMA
 from onsight.models.hub import fetch_files
 
 _KEY_VALUE_BYTES = 2
@@ -19,8 +20,8 @@ _CONTROL = 3
 """Type of the tokens that mark turns and pictures."""
 _NO_PROGRAM = {
     "mllama": (
-        "Llama 3.2 Vision was never part of llama.cpp, and Ollama, whose files these are, has dropped it: serve"
-        " meta-llama/Llama-3.2-11B-Vision-Instruct, its safetensors files, on the torch engine"
+        "Llama 3.2 Vision was never part of llama.cpp; the torch engine reads Ollama's file by its path, without"
+        " --engine llama, and the safetensors files of meta-llama/Llama-3.2-11B-Vision-Instruct"
     ),
     "phi3v": (
         "Phi-3-vision was never part of llama.cpp: serve microsoft/Phi-3.5-vision-instruct, its safetensors files, on"
@@ -52,6 +53,14 @@ class GgufModel:
     token_bytes: int
     special_texts: frozenset[str]
     calls_tools: bool
+
+
+def is_mllama(model: str) -> bool:
+    """Whether `model` is the path of a Llama 3.2 Vision as Ollama wrote it, which the torch engine reads."""
+    path = Path(model).expanduser()
+    if path.suffix != ".gguf" or not path.is_file():
+        return False
+    return read_header(path).text("general.architecture") == MLLAMA
 
 
 def names_gguf(model: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -25,11 +25,23 @@ _MOST_DIMENSIONS = 8
 
 
 @dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """`shape`: rows first, as PyTorch has it, the reverse of the file's. `kind`: ggml's number of the type. `begins`:
+    byte of the file; `size`: bytes, 0 for a kind that is not known here."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    begins: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """`fields`: name -> value. `tensors`: how many there are."""
+    """`fields`: name -> value."""
 
     fields: Mapping[str, Value]
-    tensors: int
+    tensors: tuple[GgufTensor, ...]
 
     def text(self, name: str) -> str:
         """The field as a text; empty where it is missing or is none."""
@@ -79,28 +91,29 @@ class _Cursor:
         for _ in range(count):
             name = self._text()
             fields[name] = self._value(int(self._one("I")))
-        self._check_extent([self._tensor() for _ in range(tensors)], fields)
-        return GgufHeader(fields, tensors)
+        return GgufHeader(fields, self._placed([self._tensor() for _ in range(tensors)], fields))
 
-    def _check_extent(self, tensors: list[tuple[int, int]], fields: Mapping[str, Value]) -> None:
-        """Raises ValueError when a tensor lies beyond the file's end."""
+    def _placed(self, tensors: list[GgufTensor], fields: Mapping[str, Value]) -> tuple[GgufTensor, ...]:
+        """The tensors with their places in the file. Raises ValueError when one lies beyond its end."""
         alignment = fields.get("general.alignment", 32)
         if not isinstance(alignment, int) or alignment < 1:
             raise ValueError(f"general.alignment is {alignment!r}")
-        begins = -(-self._place // alignment) * alignment
-        ends = begins + max((offset + size for offset, size in tensors), default=0)
+        first = -(-self._place // alignment) * alignment
+        ends = first + max((one.begins + one.size for one in tensors), default=0)
         if ends > len(self._data):
             raise ValueError(f"it has {len(self._data)} bytes, and its tensors need {ends}")
+        return tuple(replace(one, begins=first + one.begins) for one in tensors)
 
-    def _tensor(self) -> tuple[int, int]:
-        """(offset, bytes); 0 bytes for a type whose size is not known here."""
-        self._text()
+    def _tensor(self) -> GgufTensor:
+        """A tensor whose place is still counted from the first one's."""
+        name = self._text()
         dimensions = int(self._one("I"))
         if dimensions > _MOST_DIMENSIONS:
             raise ValueError(f"a tensor has {dimensions} dimensions")
-        numbers = prod(int(self._one("Q")) for _ in range(dimensions))
-        per_block, block_bytes = _BLOCKS.get(int(self._one("I")), (1, 0))
-        return int(self._one("Q")), numbers // per_block * block_bytes
+        shape = tuple(int(self._one("Q")) for _ in range(dimensions))[::-1]
+        kind = int(self._one("I"))
+        per_block, block_bytes = _BLOCKS.get(kind, (1, 0))
+        return GgufTensor(name, shape, kind, int(self._one("Q")), prod(shape) // per_block * block_bytes)
 
     def _value(self, kind: int) -> Value:
         if kind == _TEXT:

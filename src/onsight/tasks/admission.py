@@ -1,22 +1,47 @@
-"""The bounded queue's places: one is taken before any work is done for a request, and given back when it ends."""
+"""The bounded queue: a place is taken before any work is done for a request, and given back when it ends."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from onsight.core.errors import Overloaded, Unavailable
+from onsight.core.turns import Turns
+from onsight.media.door import HoldPixels
+from onsight.tasks.deadline import Deadline
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """What is bounded besides the places; None: no bound of its own.
+
+    `places_of_one`: most places that one caller holds. `at_work`: most requests of a kind (answers; pages) that are
+    worked on, from the opening of their media on; the others wait, and their callers take turns. `pixels`: most px of
+    opened media that all requests hold together. `timeout_s`: longest time from a request's beginning to its end.
+    """
+
+    places_of_one: int | None = None
+    at_work: int | None = None
+    pixels: int | None = None
+    timeout_s: float | None = None
 
 
 class Admission:
-    """Counts the places in use. Used from the event loop alone, so it needs no lock."""
+    """Counts what is in use. Used from the event loop alone, so it needs no lock."""
 
-    def __init__(self, places: int) -> None:
+    def __init__(self, places: int, limits: QueueLimits = QueueLimits()) -> None:
         """`places`: most requests (choices, with `n`) that may run and wait at once."""
         self.places = places
         self.taken = 0
+        self.pixels_held = 0
         self.refused_total = 0
+        self._limits = limits
+        self._holders: Counter[str] = Counter()
+        self._lines: list[Turns] = []
         self._draining = False
         self._empty = asyncio.Event()
         self._empty.set()
@@ -25,24 +50,74 @@ class Admission:
     def draining(self) -> bool:
         return self._draining
 
+    @property
+    def most_places(self) -> int:
+        """Most places that one request may take."""
+        return min(self.places, self._limits.places_of_one or self.places)
+
+    @property
+    def waiting(self) -> int:
+        """Requests and pages that hold a place and wait for their turn."""
+        return sum(line.waiting for line in self._lines)
+
     @contextmanager
-    def place(self, count: int = 1) -> Iterator[None]:
+    def place(self, count: int = 1, caller: str = "") -> Iterator[None]:
         """Hold `count` places. Raises Overloaded when they are not free, Unavailable when the server is stopping."""
         if self._draining:
             raise Unavailable("the server is stopping and takes no new requests; try again soon", retry_after_s=5)
         if self.taken + count > self.places:
-            self.refused_total += 1
-            raise Overloaded(
-                f"all {self.places} places in the queue are taken; try again in a moment (--max-queue)", retry_after_s=1
+            self._refuse(f"all {self.places} places in the queue are taken; try again in a moment (--max-queue)")
+        if self._holders[caller] + count > self.most_places:
+            self._refuse(
+                f"{self._holders[caller]} of your requests run or wait, and {self.most_places} may; try again when one"
+                " has ended (--max-queue-caller)"
             )
         self.taken += count
+        self._holders[caller] += count
         self._empty.clear()
         try:
             yield
         finally:
             self.taken -= count
+            self._holders[caller] -= count
+            if not self._holders[caller]:
+                del self._holders[caller]  # or the book would grow with every address
             if self.taken == 0:
                 self._empty.set()
+
+    @contextmanager
+    def pixels(self) -> Iterator[HoldPixels]:
+        """What counts a request's media for the length of the block; a request alone may have any number of px.
+
+        It raises Overloaded when others have too many open.
+        """
+        own = 0
+
+        def hold(count: int) -> None:
+            nonlocal own
+            others, most = self.pixels_held - own, self._limits.pixels
+            if others and most is not None and self.pixels_held + count > most:
+                self._refuse(
+                    f"the requests that run have {self.pixels_held / 1e6:.1f} Mpx open, and with this one's"
+                    f" {count / 1e6:.1f} they would have more than {most / 1e6:g}; try again in a moment"
+                    " (--max-queue-pixels)"
+                )
+            own += count
+            self.pixels_held += count
+
+        try:
+            yield hold
+        finally:
+            self.pixels_held -= own
+
+    def turns(self) -> Turns:
+        """A line of its own for one kind of work."""
+        self._lines.append(Turns(self._limits.at_work or sys.maxsize))
+        return self._lines[-1]
+
+    def deadline(self) -> Deadline:
+        """For a request that begins now."""
+        return Deadline(self._limits.timeout_s)
 
     def close(self) -> None:
         """Refuse every new request from now on; those that hold a place go on."""
@@ -56,3 +131,7 @@ class Admission:
         except TimeoutError:
             return False
         return True
+
+    def _refuse(self, why: str) -> None:
+        self.refused_total += 1
+        raise Overloaded(why, retry_after_s=1)

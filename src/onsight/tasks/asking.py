@@ -18,12 +18,16 @@ _PLACE = re.compile(r"\{(target|x1|y1|x2|y2)\}")
 
 @dataclass(frozen=True, slots=True)
 class PictureCall:
-    """A picture or a PDF, and the loaded model that shall look at it. `max_tokens`: None takes the task's own bound."""
+    """A picture or a PDF, and the loaded model that shall look at it. `max_tokens`: None takes the task's own bound.
+
+    `caller`: see `ChatCall`.
+    """
 
     image: ImageRef
     model: Loaded
     max_tokens: int | None = None
     request_id: str = ""
+    caller: str = ""
 
 
 def find_prompt(model: Loaded, name: str, param: str = "model") -> Prompt:
@@ -59,6 +63,7 @@ def ask(call: PictureCall, name: str, question: str | None, prompt: Prompt, samp
         sampling=replace(sampling, temperature=0.0, max_tokens=call.max_tokens or sampling.max_tokens),
         schema=prompt.schema,
         request_id=call.request_id,
+        caller=call.caller,
         task=PROMPTS[name],
         by_page=image.pages is not None,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 
 from onsight.core.errors import InvalidRequest, Unsupported
@@ -22,7 +22,7 @@ from onsight.core.generation import (
 from onsight.core.geometry import View
 from onsight.core.messages import Draft, Image, ImageRef, Message, Text, Video, VideoRef
 from onsight.core.tools import ToolCall, ToolUse
-from onsight.media.door import MediaDoor
+from onsight.media.door import HoldPixels, MediaDoor
 from onsight.models.card import ModelCard, PixelBudget
 from onsight.tasks.admission import Admission
 from onsight.tasks.pages import in_turn, page_requests
@@ -39,6 +39,7 @@ class ChatCall:
 
     `compose`: for tasks that write their question, or cut out what they show, by the size of the opened picture.
     `by_page`: each page of the PDF in the last message is asked about apart, one choice each; leaves `n` at 1.
+    `caller`: who asks, as the log names them and as those who wait take turns.
     """
 
     drafts: tuple[Draft, ...]
@@ -51,6 +52,7 @@ class ChatCall:
     tools: ToolUse | None = None
     compose: Compose | None = None
     by_page: bool = False
+    caller: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Chat:
         self._roster = roster
         self._door = door
         self._admission = admission
+        self._turns = admission.turns()
         self._bookkeepers = tuple(bookkeepers)
 
     async def stream(self, call: ChatCall) -> AsyncGenerator[ChoiceEvent, None]:
@@ -93,33 +96,36 @@ class Chat:
         Raises RequestError, before the first event whenever the request itself is at fault.
         """
         loaded = self._roster.find(call.model)
-        record = Record(call.request_id, call.task, loaded.name)
+        record = Record(call.request_id, call.task, loaded.name, call.caller)
         with kept(record, self._bookkeepers):
             _check(call, loaded)
-            with self._admission.place(call.n):
-                messages = await self._open(call, loaded.card, record)
-                if call.compose is not None:
-                    messages = await asyncio.to_thread(call.compose, messages)
-                request = GenerateRequest(messages, call.sampling, call.schema, call.tools)
-                choices = _pages(loaded, request) if call.by_page else _choices(loaded, request, call.n)
-                async with aclosing(choices) as events:
-                    async for choice in events:
-                        record.token()
-                        if isinstance(choice.event, Finished):
-                            record.finished(choice.event, own_prompt=call.by_page)
-                        yield choice
+            deadline = self._admission.deadline()
+            with self._admission.place(call.n, call.caller), self._admission.pixels() as hold:
+                async with AsyncExitStack() as turn:
+                    await deadline.within(turn.enter_async_context(self._turns.turn(call.caller)))
+                    messages = await deadline.within(self._open(call, loaded.card, record, hold))
+                    request = GenerateRequest(messages, call.sampling, call.schema, call.tools, call.caller)
+                    choices = _pages(loaded, request) if call.by_page else _choices(loaded, request, call.n)
+                    async with aclosing(deadline.follow(choices)) as events:
+                        async for choice in events:
+                            record.token()
+                            if isinstance(choice.event, Finished):
+                                record.finished(choice.event, own_prompt=call.by_page)
+                            yield choice
 
-    async def _open(self, call: ChatCall, card: ModelCard, record: Record) -> tuple[Message, ...]:
+    async def _open(self, call: ChatCall, card: ModelCard, record: Record, hold: HoldPixels) -> tuple[Message, ...]:
+        """The messages as an engine reads them, their media open."""
         parts = [part for draft in call.drafts for part in draft.parts]
         budget = card.budget(call.task)
         images = [_within(part, budget) for part in parts if isinstance(part, ImageRef)]
         videos = [part for part in parts if isinstance(part, VideoRef)]
-        opened = await self._door.open_pages(images) if images else ()
-        watched = iter(await self._door.open_videos(videos, card.frames) if videos and card.frames else ())
+        opened = await self._door.open_pages(images, hold) if images else ()
+        watched = iter(await self._door.open_videos(videos, card.frames, hold) if videos and card.frames else ())
         record.images, record.videos = sum(map(len, opened)), len(videos)
         record.media_opened()
         unused = iter(opened)
-        return tuple(_message(draft, unused, watched) for draft in call.drafts)
+        messages = tuple(_message(draft, unused, watched) for draft in call.drafts)
+        return messages if call.compose is None else await asyncio.to_thread(call.compose, messages)
 
 
 def _within(image: ImageRef, budget: PixelBudget) -> ImageRef:

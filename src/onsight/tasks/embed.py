@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from onsight.core.embedding import Embedding
 from onsight.core.engine import EmbedEngine
-from onsight.core.errors import EngineFailed, InvalidRequest, RequestError, TimedOut, TooLarge, Unsupported
+from onsight.core.errors import EngineFailed, InvalidRequest, Overloaded, RequestError, TimedOut, TooLarge, Unsupported
 from onsight.core.geometry import Size
 from onsight.core.messages import ImageRef, Text
 from onsight.index.collection import Collection, PageId
@@ -38,26 +38,31 @@ _PAGES_AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class EmbedCall:
-    """What a route or the command line asks for. `streamed`: the answer is not held as a whole, so it may be long."""
+    """What a route or the command line asks for. `streamed`: the answer is not held as a whole, so it may be long.
+
+    `caller`: who asks, as the log names them and as those who wait take turns.
+    """
 
     inputs: tuple[Text | ImageRef, ...]
     model: str | None = None
     form: VectorForm = field(default_factory=VectorForm)
     streamed: bool = False
     request_id: str = ""
+    caller: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreCall:
     """Which pages are compared with the one query; or, in `pairs`, each with the query at its own place.
 
-    Either may come as vectors, and a page as the id that it has in the index.
+    Either may come as vectors, and a page as the id that it has in the index. `caller`: see `EmbedCall`.
     """
 
     queries: tuple[Text | Embedding, ...]
     pages: tuple[ImageRef | Embedding | KeptRef, ...]
     model: str | None = None
     request_id: str = ""
+    caller: str = ""
     task: str = "score"
     pairs: bool = False
 
@@ -111,6 +116,7 @@ class Embed:
         self._roster = roster
         self._door = door
         self._admission = admission
+        self._turns = admission.turns()
         self._bookkeepers = tuple(bookkeepers)
         self._max_inputs = max_inputs
         self._index = index
@@ -121,32 +127,38 @@ class Embed:
         Raises RequestError, before the first item whenever the request itself, or its only input, is at fault.
         """
         loaded = self._roster.find_embedder(call.model)
-        record = Record(call.request_id, "embed", loaded.name)
+        record = Record(call.request_id, "embed", loaded.name, call.caller)
         with kept(record, self._bookkeepers):
             self._check(call.inputs, "input", streamed=call.streamed)
             _check_form(call)
-            with self._admission.place():
-                async with aclosing(self._each(call.inputs, loaded.engine, record, call.form)) as items:
+            deadline = self._admission.deadline()
+            with self._admission.place(caller=call.caller):
+                each = self._each(call.inputs, loaded.engine, record, call.form)
+                async with aclosing(deadline.follow(each)) as items:
                     async for item in items:
                         if isinstance(item, Refused) and len(call.inputs) == 1:
                             raise item.error
                         if not call.streamed:
                             self._check_pages(record.images, "input")
                         yield item
+                        if call.streamed:
+                            deadline.renew()
             record.reason = "stop"
 
     async def score(self, call: ScoreCall) -> Scores:
         """One score a page. Raises RequestError; one bad input is enough for that."""
         loaded = self._roster.find_embedder(call.model)
-        record = Record(call.request_id, call.task, loaded.name)
+        record = Record(call.request_id, call.task, loaded.name, call.caller)
         with kept(record, self._bookkeepers):
             self._check(call.queries, "queries")
             self._check(call.pages, "documents")
             self._check_index(call.pages)
             found: list[Embedding] = []
-            with self._admission.place():
+            deadline = self._admission.deadline()
+            with self._admission.place(caller=call.caller):
                 pages = await self._from_index(call.pages, loaded)
-                async with aclosing(self._each((*call.queries, *pages), loaded.engine, record, VectorForm())) as items:
+                each = self._each((*call.queries, *pages), loaded.engine, record, VectorForm())
+                async with aclosing(deadline.follow(each)) as items:
                     async for item in items:
                         if isinstance(item, Refused):
                             raise item.error
@@ -205,7 +217,7 @@ class Embed:
         self, inputs: Sequence[Input], engine: EmbedEngine, record: Record, wanted: VectorForm
     ) -> AsyncGenerator[Embedded | Refused, None]:
         opened = asyncio.Semaphore(_PAGES_AT_ONCE)
-        asking = deque(asyncio.create_task(self._one(one, engine, opened)) for one in inputs)
+        asking = deque(asyncio.create_task(self._one(one, engine, record.caller, opened)) for one in inputs)
         try:
             for index, one in enumerate(inputs):
                 try:
@@ -217,7 +229,7 @@ class Embed:
                         record.images += isinstance(one, ImageRef)
                         made = embedding if wanted == VectorForm() else await asyncio.to_thread(form, embedding, wanted)
                         yield Embedded(index, made, tokens, image_tokens, page, size)
-                except (InvalidRequest, TooLarge, TimedOut, EngineFailed) as error:
+                except (InvalidRequest, TooLarge, TimedOut, Overloaded, EngineFailed) as error:
                     yield Refused(index, error)
                 if isinstance(one, ImageRef):
                     opened.release()
@@ -227,18 +239,20 @@ class Embed:
             await asyncio.gather(*asking, return_exceptions=True)
 
     async def _one(
-        self, one: Input, engine: EmbedEngine, opened: asyncio.Semaphore
+        self, one: Input, engine: EmbedEngine, caller: str, opened: asyncio.Semaphore
     ) -> list[tuple[Embedding, int | None, Size | None]]:
         """(vectors, page of a PDF, size) of each page; of anything else there is one."""
         match one:
             case Embedding():
                 return [(one, None, None)]
             case Text():
-                return [(await engine.embed(one), None, None)]
+                return [(await engine.embed(one, caller), None, None)]
             case ImageRef():
                 await opened.acquire()  # given back by whoever takes the vectors
-                (images,) = await self._door.open_pages((one,))
-                made = await asyncio.gather(*(engine.embed(image) for image in images))
+                async with self._turns.turn(caller):
+                    with self._admission.pixels() as hold:
+                        (images,) = await self._door.open_pages((one,), hold)
+                        made = await asyncio.gather(*(engine.embed(image, caller) for image in images))
                 return [(embedding, image.page, image.size) for image, embedding in zip(images, made, strict=True)]
 
     def _check(self, inputs: Sequence[Input | KeptRef], noun: str, *, streamed: bool = False) -> None:

@@ -17,11 +17,15 @@ UNFORESEEN = "internal_error"
 
 @dataclass(slots=True)
 class Record:
-    """The life of one request; times are monotonic seconds. `reason` is stop, length, cancelled, or an error's code."""
+    """The life of one request; times are monotonic seconds. `reason` is stop, length, cancelled, or an error's code.
+
+    `caller`: who asked, as the tasks' calls name them.
+    """
 
     request_id: str
     task: str
     model: str
+    caller: str = ""
     images: int = 0
     videos: int = 0
     began_s: float = field(default_factory=time.monotonic)

@@ -7,7 +7,7 @@ import csv
 import io
 import json
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from html import escape
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from onsight.tasks.caption import Length
 from onsight.tasks.chat import collect
 from onsight.ui.desk import Desk
 from onsight.ui.mistakes import Mistake
-from onsight.ui.parts import Pictures, bind, problem, problem_line, stop_button
+from onsight.ui.parts import Pictures, bind, folded, problem, problem_line, stop_button
 
 _AT_ONCE = 4
 _PROMPTS: tuple[tuple[Length, str], ...] = (("short", "caption_short"), ("normal", "caption"), ("long", "caption_long"))
@@ -30,11 +30,12 @@ Shown = tuple[str, str, str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One picture: its caption, or why it has none."""
+    """One picture: its caption, or why it has none, for the visitor and in the server's own words."""
 
     file: str
     caption: str = ""
     error: str = ""
+    details: str = ""
 
 
 class CaptionsTab:
@@ -46,7 +47,7 @@ class CaptionsTab:
     async def caption_all(self, uploads: list[str], length: Length) -> AsyncGenerator[Shown, None]:
         """Caption every picture, a few at once; a row is there as soon as it is known. Closing it cancels the rest."""
         if not uploads:
-            yield "", "", "", "", problem(self._desk.words.sentence(Mistake("no_pictures")))
+            yield "", "", "", "", problem(self._desk.words, Mistake("no_pictures"))
             return
         free = asyncio.Semaphore(_AT_ONCE)
 
@@ -76,7 +77,8 @@ class CaptionsTab:
             except Overloaded as error:
                 await asyncio.sleep(error.retry_after_s)
             except RequestError as error:
-                return Row(file, error=self._desk.words.sentence(error))
+                words = self._desk.words
+                return Row(file, error=words.sentence(error), details=words.details(error))
 
     def _shown(self, rows: Sequence[Row], total: int) -> Shown:
         words, done = self._desk.words, len(rows)
@@ -84,26 +86,28 @@ class CaptionsTab:
         bar = f'<label>{told} <progress max="{total}" value="{done}"></progress></label>'
         heads = "".join(f'<th scope="col">{escape(words(f"captions.{name}"))}</th>' for name in ("file", "caption"))
         lines = "".join(f"<tr><td>{escape(row.file)}</td>{self._cell(row)}</tr>" for row in rows)
-        table = f'<table class="captions"><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>'
+        table = f'<table class="rows"><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table>'
         return bar, table, as_csv(rows), as_jsonl(rows), ""
 
     def _cell(self, row: Row) -> str:
         if row.error:
-            return f'<td class="failed">{escape(self._desk.words("captions.failed"))}: {escape(row.error)}</td>'
+            words = self._desk.words
+            told = escape(f"{words('captions.failed')}: {row.error}")
+            return f'<td class="failed">{told}{folded(words, row.details)}</td>'
         return f"<td>{escape(row.caption)}</td>"
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """The rows under the heads file, caption, error."""
+    """The rows under the heads file, caption, error, details."""
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(("file", "caption", "error"))
-    writer.writerows((row.file, row.caption, row.error) for row in rows)
+    writer.writerow(field.name for field in fields(Row))
+    writer.writerows(astuple(row) for row in rows)
     return text.getvalue()
 
 
 def as_jsonl(rows: Sequence[Row]) -> str:
-    """One JSON object a line: file, and caption or error."""
+    """One JSON object a line: file, and caption or error and details."""
     objects = ({name: text for name, text in asdict(row).items() if text} for row in rows)
     return "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in objects)
 

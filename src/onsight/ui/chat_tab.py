@@ -16,7 +16,7 @@ from onsight.core.generation import Sampling
 from onsight.core.messages import Draft, Message, Text
 from onsight.media.uploads import as_reference
 from onsight.tasks.chat import ChatCall
-from onsight.ui.desk import Desk, new_id, noting
+from onsight.ui.desk import CALLER, Desk, new_id, noting
 from onsight.ui.drawn import thumbnails
 from onsight.ui.mistakes import Mistake
 from onsight.ui.packaged import example_url
@@ -67,7 +67,7 @@ class ChatTab:
                     yield self._shown((*kept, turn))
         except (Mistake, RequestError) as error:
             back = {"text": text, "files": list(turn.files)}
-            yield (*self._shown(kept, back)[:3], problem(self._desk.words.sentence(error)))
+            yield (*self._shown(kept, back)[:3], problem(self._desk.words, error))
 
     async def _answers(self, kept: History, turn: Turn, sampling: Sampling) -> AsyncGenerator[Turn, None]:
         seen: list[str] = []
@@ -76,7 +76,7 @@ class ChatTab:
             seen.append(thumbnails(messages[-1].media, self._desk.words))
 
         drafts = await asyncio.to_thread(self._drafts, (*kept, turn))
-        call = ChatCall(drafts, self._desk.place.model.name, sampling, request_id=new_id())
+        call = ChatCall(drafts, self._desk.place.model.name, sampling, request_id=new_id(), caller=CALLER)
         async with aclosing(self._desk.follow(noting(call, note))) as said:
             async for piece in said:
                 yield replace(turn, seen="".join(seen), answer=piece.text, figures=piece.figures)
@@ -147,12 +147,14 @@ def add_chat_tab(desk: Desk) -> None:
 
 def _add_examples(desk: Desk, field: gr.MultimodalTextbox) -> None:
     """Pictures of our own, each with a button that puts it and a question into the message field."""
+    asked_in = desk.words_for(desk.place.model.card)
     gr.Markdown(desk.words("page.examples"))
+    if asked_in is not desk.words:
+        gr.Markdown(desk.words(f"page.only_{asked_in.language}"), elem_classes="note")
     with gr.Row():
-        for example, key in zip(desk.examples, ("chat.describe", "chat.read", "chat.count"), strict=False):
-            question = desk.words(key)
+        for example, key in zip(desk.examples.screens, ("chat.describe", "chat.read", "chat.count"), strict=False):
             with gr.Column(min_width=160):
                 gr.HTML(f'<img class="example" src="{example_url(example)}" alt="">')
-                choose = gr.Button(question, size="sm", elem_classes="example-button")
-                given = {"text": question, "files": [str(example)]}
+                choose = gr.Button(desk.words(key), size="sm", elem_classes="example-button")
+                given = {"text": asked_in(key), "files": [str(example)]}
                 choose.click(partial(dict, given), None, field, queue=False, api_visibility="private")

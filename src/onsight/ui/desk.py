@@ -8,34 +8,52 @@ import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from onsight.core.generation import Event, Finished, TextDelta
 from onsight.core.messages import ImageRef, Message
 from onsight.core.pages import Pages
+from onsight.media.door import MediaDoor
 from onsight.media.uploads import Uploads
+from onsight.models.card import Capability, ModelCard
 from onsight.tasks.admission import Admission
 from onsight.tasks.asking import PictureCall
 from onsight.tasks.chat import Chat, ChatCall
-from onsight.tasks.roster import Loaded, Roster
+from onsight.tasks.embed import Embed
+from onsight.tasks.roster import AnyLoaded, Loaded, Roster
 from onsight.ui.mistakes import Mistake
-from onsight.ui.words import Words
+from onsight.ui.packaged import NO_EXAMPLES, Examples
+from onsight.ui.words import LANGUAGES, Words, load_words
 
 _SHOW_EVERY_S = 0.05
+
+CALLER = "page"
+"""All who ask by the page are one caller, who takes turns with those of the API."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """What the composition root hands to the page."""
+    """What the composition root hands to the page. `door`: for pages that were embedded and are now to be shown."""
 
     roster: Roster
     chat: Chat
+    embed: Embed
+    door: MediaDoor
     admission: Admission
 
     @property
     def model(self) -> Loaded:
         """The model that the page speaks to: the first one that chats."""
         return self.roster.chats[0]
+
+    @property
+    def models(self) -> tuple[AnyLoaded, ...]:
+        """All that the page works with: the first model that chats, and the first one that makes vectors."""
+        return (*self.roster.chats[:1], *self.roster.embedders[:1])
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What they can do."""
+        return frozenset(one for loaded in self.models for one in loaded.card.capabilities)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +71,12 @@ class Desk:
     place: Workplace
     words: Words
     uploads: Uploads
-    examples: tuple[Path, ...] = ()
+    examples: Examples = NO_EXAMPLES
+
+    def words_for(self, card: ModelCard) -> Words:
+        """The words that questions to a model are written in: the page's own, unless it does not read these."""
+        known = [language for language in card.languages if language in LANGUAGES]
+        return self.words if not known or self.words.language in known else load_words(known[0])
 
     async def picture(self, upload: str | None, pages: Pages | None = None) -> PictureCall:
         """The uploaded picture, and the model that shall look at it; `pages`: a PDF is welcome too.
@@ -63,7 +86,7 @@ class Desk:
         if not upload:
             raise Mistake("no_picture")
         data = await asyncio.to_thread(self.uploads.read, upload)
-        return PictureCall(ImageRef(data, pages=pages), self.place.model, request_id=new_id())
+        return PictureCall(ImageRef(data, pages=pages), self.place.model, request_id=new_id(), caller=CALLER)
 
     async def follow(self, call: ChatCall) -> AsyncGenerator[Said, None]:
         """The answer as it grows, some twenty times a second at most; a PDF's pages have an empty line between.

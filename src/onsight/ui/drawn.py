@@ -27,6 +27,13 @@ def marked(image: Image, places: Sequence[Point | Box], label: str) -> str:
     return _figure(picture, label)
 
 
+def shown(image: Image, label: str) -> str:
+    """The whole picture."""
+    picture = _pillow(image.pixels, image.width, image.height)
+    picture.thumbnail((_LARGE, _LARGE))
+    return _figure(picture, label)
+
+
 def cut_out(image: Image, box: Box, label: str) -> str:
     """The part of the picture in `box`, with the margin that a model without boxes is shown."""
     crop = image.cut_out(around(box, image.size))

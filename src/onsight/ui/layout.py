@@ -14,6 +14,7 @@ from onsight.ui.locate_tab import add_locate_tab
 from onsight.ui.ocr_tab import add_ocr_tab
 from onsight.ui.packaged import packaged
 from onsight.ui.region_tab import add_region_tab
+from onsight.ui.search_tab import add_search_tab
 from onsight.ui.words import LANGUAGES
 
 _LOOK_AGAIN_S = 3
@@ -25,6 +26,7 @@ _TABS = {
     "ocr": add_ocr_tab,
     "describe": add_region_tab,
     "locate": add_locate_tab,
+    "embed": add_search_tab,
     "caption": add_captions_tab,
 }
 """What a model's card may be capable of, and the tab for it."""
@@ -53,8 +55,7 @@ def mount(app: FastAPI, desk: Desk, max_file_bytes: int) -> None:
 
 
 def _blocks(desk: Desk) -> gr.Blocks:
-    words = desk.words
-    capabilities = desk.place.model.card.capabilities
+    words, capabilities = desk.words, desk.place.capabilities
     with gr.Blocks(
         title=words("page.title"), analytics_enabled=False, delete_cache=(_SWEEP_EVERY_S, _UPLOADS_LIVE_S)
     ) as blocks:
@@ -70,20 +71,17 @@ def _blocks(desk: Desk) -> gr.Blocks:
 
 
 def header_of(desk: Desk) -> str:
-    """Which model answers, on what, and how busy it is (HTML)."""
-    words, model = desk.words, desk.place.model
-    status, admission = model.engine.status(), desk.place.admission
-    told = words(
-        "page.header",
-        model=model.name,
-        device=status.device,
-        engine=model.runner,
-        state=words(f"page.state_{'draining' if admission.draining else status.state}"),
-        running=status.running,
-        waiting=status.waiting,
-        taken=admission.taken,
-        places=admission.places,
-    )
+    """Which models answer, on what, and how busy they are (HTML)."""
+    words, admission = desk.words, desk.place.admission
+    told, running, waiting = [], 0, 0
+    for model in desk.place.models:
+        status = model.engine.status()
+        state = words(f"page.state_{'draining' if admission.draining else status.state}")
+        named = {"model": model.name, "device": status.device, "engine": model.runner}
+        told.append(escape(words("page.header_model", **named, state=state)))
+        running, waiting = running + status.running, waiting + status.waiting
+    queue = {"taken": admission.taken, "places": admission.places}
+    told.append(escape(words("page.header", running=running, waiting=waiting, **queue)))
     other = next(language for language in LANGUAGES if language != words.language)
     link = f'<a href="../{other}/" lang="{other}">{escape(words("page.other_language"))}</a>'
-    return f'<h1>{escape(words("page.title"))}</h1><p id="state">{escape(told)} · {link}</p>'
+    return f'<h1>{escape(words("page.title"))}</h1><p id="state">{"<br>".join(told)} · {link}</p>'

@@ -53,9 +53,9 @@ class LocateTab:
             yield await asyncio.to_thread(marked, opened[0], places, label), self._lines(located), curl, ""
         except UnreadableAnswer as error:
             said = Mistake("no_place", answer=error.answer)
-            yield "", "", "", problem(words.sentence(said))
+            yield "", "", "", problem(words, said)
         except (Mistake, RequestError) as error:
-            yield "", "", "", problem(words.sentence(error))
+            yield "", "", "", problem(words, error)
 
     def _lines(self, located: Located) -> str:
         return "\n".join(self._line(instance) for instance in located.instances) or self._desk.words("locate.none")

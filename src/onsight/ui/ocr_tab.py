@@ -38,7 +38,7 @@ class OcrTab:
                     text = piece.text
                     yield seen[0], text, piece.figures, ""
         except (Mistake, RequestError) as error:
-            yield seen[0], text, "", problem(words.sentence(error))
+            yield seen[0], text, "", problem(words, error)
 
 
 def add_ocr_tab(desk: Desk) -> None:

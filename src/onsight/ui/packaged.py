@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -12,7 +13,18 @@ def packaged(name: str) -> str:
     return (resources.files("onsight.ui") / name).read_text("utf-8")
 
 
-def lay_out_examples(folder: Path) -> tuple[Path, ...]:
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Pictures of our own that were laid out: screens to ask about, pages to search."""
+
+    screens: tuple[Path, ...] = ()
+    pages: tuple[Path, ...] = ()
+
+
+NO_EXAMPLES = Examples()
+
+
+def lay_out_examples(folder: Path) -> Examples:
     """Put the example pictures into `folder`, as if somebody had uploaded them; where they are now, in their order."""
     folder.mkdir(parents=True, exist_ok=True)
     laid = []
@@ -20,7 +32,8 @@ def lay_out_examples(folder: Path) -> tuple[Path, ...]:
         if file.name.endswith(".png"):
             (folder / file.name).write_bytes(file.read_bytes())
             laid.append(folder / file.name)
-    return tuple(sorted(laid))
+    screens, pages = (tuple(sorted(one for one in laid if one.name.startswith(kind))) for kind in ("screen", "page"))
+    return Examples(screens, pages)
 
 
 def example_url(example: Path) -> str:

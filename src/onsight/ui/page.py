@@ -15,7 +15,6 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from onsight.media.limits import MediaLimits
 from onsight.media.uploads import Uploads
 from onsight.ui.desk import Desk, Workplace
 from onsight.ui.gate import Gate
@@ -45,13 +44,11 @@ class Page:
     `accepts` tells whether a key opens the server; None is for one without keys.
     """
 
-    def __init__(
-        self, place: Workplace, limits: MediaLimits, folder: Path, accepts: Callable[[str], bool] | None = None
-    ) -> None:
+    def __init__(self, place: Workplace, folder: Path, accepts: Callable[[str], bool] | None = None) -> None:
         """`folder`: for uploads, which Gradio was told of before; it is removed by `close`."""
         self._place = place
         self._folder = folder
-        self._max_bytes = max(limits.max_bytes, limits.max_video_bytes)
+        self._max_bytes = max(place.door.limits.max_bytes, place.door.limits.max_video_bytes)
         self._gate = None if accepts is None else Gate(accepts)
         self._words = {language: load_words(language) for language in LANGUAGES}
         self._app: ASGIApp | None = None
@@ -112,7 +109,11 @@ class Page:
 
 
 class _Cleaned:
-    """Sends Gradio's HTML without its advertising, in the right language, and with a policy that keeps it at home."""
+    """Sends Gradio's HTML without its advertising, in the right language, and with a policy that keeps it at home.
+
+    Gradio's own labels are in the browser's language, which is not the page's for who chose another: the page says
+    what the browser's is.
+    """
 
     def __init__(self, send: Send, language: str) -> None:
         self._send = send
@@ -129,7 +130,8 @@ class _Cleaned:
             return
         headers = MutableHeaders(raw=list(self._start["headers"]))
         page = _ADVERTISING.sub("", self._body.decode()).replace('lang="en"', f'lang="{self._language}"', 1)
-        page = page.replace("</head>", f"{_ICON}</head>", 1)
+        speaks = f"<script>Object.defineProperty(navigator, 'language', {{value: '{self._language}'}})</script>"
+        page = page.replace("<head>", f"<head>{speaks}", 1).replace("</head>", f"{_ICON}</head>", 1)
         body = page.encode()
         headers["content-length"] = str(len(body))
         headers["content-security-policy"] = _POLICY

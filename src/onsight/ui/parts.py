@@ -9,6 +9,8 @@ from pathlib import Path
 
 import gradio as gr
 
+from onsight.core.errors import RequestError
+from onsight.ui.mistakes import Mistake
 from onsight.ui.words import Words
 
 
@@ -61,9 +63,16 @@ def problem_line() -> gr.HTML:
     return gr.HTML("", elem_classes="problem")
 
 
-def problem(sentence: str) -> str:
-    """The sentence as the problem line shows it; readers of the screen hear it at once."""
-    return f'<p role="alert">{escape(sentence)}</p>' if sentence else ""
+def problem(words: Words, error: Mistake | RequestError) -> str:
+    """The error as the problem line shows it (HTML); readers of the screen hear its sentence at once."""
+    return f'<p role="alert">{escape(words.sentence(error))}</p>{folded(words, words.details(error))}'
+
+
+def folded(words: Words, details: str) -> str:
+    """The server's own words (HTML), folded away from whoever did not ask for English."""
+    is_open = " open" if words.language == "en" else ""
+    summary = f"<summary>{escape(words('error.details'))}</summary>"
+    return f'<details{is_open}>{summary}<p lang="en">{escape(details)}</p></details>' if details else ""
 
 
 def bind(

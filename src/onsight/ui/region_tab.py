@@ -41,7 +41,7 @@ class RegionTab:
                     text = piece.text
                     yield crop[0], text, piece.figures, ""
         except (Mistake, RequestError) as error:
-            yield crop[0], text, "", problem(words.sentence(error))
+            yield crop[0], text, "", problem(words, error)
 
 
 def add_region_tab(desk: Desk) -> None:

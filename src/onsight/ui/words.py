@@ -10,6 +10,9 @@ from onsight.core.errors import RequestError
 from onsight.ui.mistakes import Mistake
 from onsight.ui.packaged import packaged
 
+_WHOLE = ("queue_full", "unavailable", "upload_gone")
+"""Codes of errors whose sentence leaves nothing to be told."""
+
 LANGUAGES = ("en", "ru")
 """The first one is for browsers that ask for none of them."""
 
@@ -25,11 +28,15 @@ class Words:
         return self.texts[key].format_map(values)
 
     def sentence(self, error: Mistake | RequestError) -> str:
-        """What went wrong, for the one who did it; an error of the server keeps its own words after ours."""
+        """What went wrong, for the one who did it."""
         if isinstance(error, Mistake):
             return self(f"mistake.{error.key}", **error.values)
         key = f"error.{error.code}"
-        return self(key if key in self.texts else "error.other", message=error.message)
+        return self(key if key in self.texts else "error.other")
+
+    def details(self, error: Mistake | RequestError) -> str:
+        """The server's own words, in English, with what the sentence leaves out; "" where that is nothing."""
+        return "" if isinstance(error, Mistake) or error.code in _WHOLE else error.message
 
 
 def load_words(language: str) -> Words:

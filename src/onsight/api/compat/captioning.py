@@ -6,6 +6,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from onsight.api.auth import caller_name
 from onsight.api.boundary import request_id
 from onsight.api.multipart import read_multipart
 from onsight.api.services import Services
@@ -45,7 +46,8 @@ async def answer_form(services: Services, loaded: Loaded, request: Request) -> R
         raise InvalidRequest(f"unknown field `{name}`; send the picture as `file`", param=name, code="unknown_field")
     if form.file is None:
         raise InvalidRequest("`file` is missing", param="file", code="missing_field")
-    call = PictureCall(ImageRef(form.file, param="file"), loaded, _MAX_TOKENS, request_id(request.scope))
+    scope = request.scope
+    call = PictureCall(ImageRef(form.file, param="file"), loaded, _MAX_TOKENS, request_id(scope), caller_name(scope))
     answer = await answered(services, request, caption.prompt(call))
     return Response(Caption(caption=caption.read(answer)).model_dump_json(), media_type="application/json")
 

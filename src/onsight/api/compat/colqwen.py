@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from onsight import __version__
+from onsight.api.auth import caller_name
 from onsight.api.boundary import request_id, taken_up
 from onsight.api.connection import while_connected
 from onsight.api.errors import Unprocessable, WrongContentType
@@ -184,7 +185,7 @@ class ColQwenRoutes:
 
     async def queries(self, request: Request) -> Response:
         """The vectors of queries."""
-        self._refuse_early()
+        self._refuse_early(request)
         wire = await _read_json(request, QueriesRequest)
         if not wire.queries:
             raise InvalidRequest("queries is empty; send at least one", param="queries")
@@ -193,22 +194,21 @@ class ColQwenRoutes:
 
     async def images(self, request: Request) -> Response:
         """The vectors of pages, each a file."""
-        self._refuse_early()
+        self._refuse_early(request)
         files = (await _read_form(request)).files
         refs = tuple(ImageRef(file.data, param=_shown(number, file)) for number, file in enumerate(files))
         made = await self._embed(request, refs)
         return _json(await asyncio.to_thread(_page_vectors, made))
 
-    def _refuse_early(self) -> None:
+    def _refuse_early(self, request: Request) -> None:
         """A full or stopping server says so before it reads a body; the place itself is taken by the task."""
-        with self._services.admission.place():
+        with self._services.admission.place(caller=caller_name(request.scope)):
             pass
 
     async def _embed(self, request: Request, inputs: tuple[Text | ImageRef, ...]) -> list[Embedding]:
         taken_up(request.scope)
-        return await while_connected(
-            request.receive, self._collect(EmbedCall(inputs, request_id=request_id(request.scope)))
-        )
+        call = EmbedCall(inputs, request_id=request_id(request.scope), caller=caller_name(request.scope))
+        return await while_connected(request.receive, self._collect(call))
 
     async def _collect(self, call: EmbedCall) -> list[Embedding]:
         made = []

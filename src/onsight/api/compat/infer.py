@@ -7,6 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from onsight.api.auth import caller_name
 from onsight.api.compat import captioning, llama_vision
 from onsight.api.multipart import MEDIA_TYPE, is_multipart
 from onsight.api.services import Services
@@ -39,7 +40,7 @@ class InferRoute:
     async def answer(self, request: Request) -> Response:
         """Caption the picture in a form, or answer a prompt about the one in JSON."""
         # A full, stopping or loading server says so before it reads a body.
-        with self._services.admission.place():
+        with self._services.admission.place(caller=caller_name(request.scope)):
             pass
         loaded = self._services.roster.find(None)
         if loaded.engine.status().state in ("loading", "dead"):

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
+from onsight.api.auth import caller_name
 from onsight.api.boundary import request_id
 from onsight.api.errors import Forbidden, InternalError, Unauthorized
 from onsight.api.health import timestamp
@@ -86,6 +87,7 @@ async def answer_json(services: Services, loaded: Loaded, request: Request) -> R
         model=loaded.name,
         sampling=Sampling(max_tokens=wire.max_tokens, temperature=wire.temperature, top_p=wire.top_p),
         request_id=request_id(request.scope),
+        caller=caller_name(request.scope),
     )
     answer = await answered(services, request, call)
     prompt_tokens, completion_tokens = answer.usage.prompt_tokens, answer.usage.completion_tokens

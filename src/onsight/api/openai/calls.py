@@ -29,7 +29,9 @@ from onsight.models.card import Defaults
 from onsight.tasks.chat import ChatCall
 
 
-def to_call(request: ChatRequest, settings: ApiSettings, request_id: str, defaults: Defaults) -> ChatCall:
+def to_call(
+    request: ChatRequest, settings: ApiSettings, request_id: str, defaults: Defaults, caller: str = ""
+) -> ChatCall:
     """`request`, with the model's `defaults` where it names none, else the server's."""
     return ChatCall(
         drafts=tuple(_draft(message, f"messages.{index}") for index, message in enumerate(request.messages)),
@@ -38,6 +40,7 @@ def to_call(request: ChatRequest, settings: ApiSettings, request_id: str, defaul
         schema=_schema(request),
         n=request.n or 1,
         request_id=request_id,
+        caller=caller,
         tools=_tools(request),
     )
 

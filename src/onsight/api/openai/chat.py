@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.requests import Request
 from starlette.responses import Response
 
+from onsight.api.auth import caller_name
 from onsight.api.boundary import request_id, taken_up
 from onsight.api.connection import while_connected
 from onsight.api.json_body import read_json
@@ -28,11 +29,12 @@ class ChatRoute:
     async def answer(self, request: Request) -> Response:
         """Answer a conversation about pictures and text."""
         # A full or stopping server says so before it reads a body; the place itself is taken by the task.
-        with self._services.admission.place():
+        with self._services.admission.place(caller=caller_name(request.scope)):
             pass
         wire = await read_json(request, ChatRequest)
         loaded = self._services.roster.find(wire.model)
-        call = to_call(wire, self._settings, request_id(request.scope), loaded.card.defaults)
+        defaults, scope = loaded.card.defaults, request.scope
+        call = to_call(wire, self._settings, request_id(scope), defaults, caller_name(scope))
         self._check_count(call)
         if wire.coordinates is not None:
             call = check_mapping(call, loaded.card, stream=bool(wire.stream))
@@ -52,7 +54,7 @@ class ChatRoute:
         return EventStream(await while_connected(request.receive, anext(stream)), stream)
 
     def _check_count(self, call: ChatCall) -> None:
-        places = self._services.admission.places
+        places = self._services.admission.most_places
         if call.n > places:
             raise InvalidRequest(
                 f"n is {call.n}; this server answers at most {places} at once (server.max_queue)", param="n"

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from starlette.requests import Request
 from starlette.responses import Response
 
+from onsight.api.auth import caller_name
 from onsight.api.boundary import request_id, taken_up
 from onsight.api.connection import while_connected
 from onsight.api.json_body import read_json
@@ -33,11 +34,12 @@ class ResponsesRoute:
     async def answer(self, request: Request) -> Response:
         """Answer a conversation about pictures and text, by text or by calls of functions."""
         # A full or stopping server says so before it reads a body; the place itself is taken by the task.
-        with self._services.admission.place():
+        with self._services.admission.place(caller=caller_name(request.scope)):
             pass
         wire = await read_json(request, ResponsesRequest)
         loaded = self._services.roster.find(wire.model)
-        call = to_call(wire, self._settings, request_id(request.scope), loaded.card.defaults)
+        defaults, scope = loaded.card.defaults, request.scope
+        call = to_call(wire, self._settings, request_id(scope), defaults, caller_name(scope))
         telling = Telling(wire, call, loaded.name)
         taken_up(request.scope)
         events = _in_this_dialect(self._services.chat.stream(call))

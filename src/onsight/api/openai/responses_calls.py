@@ -32,7 +32,9 @@ from onsight.models.card import Defaults
 from onsight.tasks.chat import ChatCall
 
 
-def to_call(request: ResponsesRequest, settings: ApiSettings, request_id: str, defaults: Defaults) -> ChatCall:
+def to_call(
+    request: ResponsesRequest, settings: ApiSettings, request_id: str, defaults: Defaults, caller: str = ""
+) -> ChatCall:
     """`request`, with the model's `defaults` where it names none, else the server's.
 
     Raises InvalidRequest for items that do not fit.
@@ -48,6 +50,7 @@ def to_call(request: ResponsesRequest, settings: ApiSettings, request_id: str, d
         ),
         schema=_schema(request),
         request_id=request_id,
+        caller=caller,
         tools=_tools(request),
     )
 

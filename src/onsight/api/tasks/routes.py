@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from onsight.api.auth import caller_name
 from onsight.api.boundary import request_id, taken_up
 from onsight.api.connection import while_connected
 from onsight.api.json_body import explain, read_json
@@ -83,7 +84,7 @@ class TaskRoutes:
 
     async def _read(self, request: Request, kind: type[Wire]) -> _Given[Wire]:
         # A full or stopping server says so before it reads a body; the place itself is taken by the task.
-        with self._services.admission.place():
+        with self._services.admission.place(caller=caller_name(request.scope)):
             pass
         if is_multipart(request):
             wire, source, param = await _read_form(request, kind)
@@ -92,7 +93,8 @@ class TaskRoutes:
             source, param = as_url(wire.image), "image"
         image = ImageRef(source, wire.options, param, wire.wanted_pages)
         model = self._services.roster.find(wire.model)
-        return _Given(wire, PictureCall(image, model, wire.max_tokens, request_id(request.scope)))
+        scope = request.scope
+        return _Given(wire, PictureCall(image, model, wire.max_tokens, request_id(scope), caller_name(scope)))
 
     async def _say(self, request: Request, call: ChatCall, read: Read, *, stream: bool) -> Response:
         model = self._services.roster.find(call.model).name

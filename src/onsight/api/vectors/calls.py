@@ -27,7 +27,7 @@ _ELSEWHERE = {
 }
 
 
-def embed_call(wire: EmbeddingsRequest, request_id: str, *, streamed: bool) -> EmbedCall:
+def embed_call(wire: EmbeddingsRequest, request_id: str, caller: str, *, streamed: bool) -> EmbedCall:
     """Raises Unsupported for an input that is not what `input_type` says."""
     if wire.messages is not None:
         places = [(wire.messages[0].content[0], "messages.0.content.0")]
@@ -39,19 +39,21 @@ def embed_call(wire: EmbeddingsRequest, request_id: str, *, streamed: bool) -> E
         VectorForm(wire.image_tokens_only, wire.pool_factor),
         streamed,
         request_id,
+        caller,
     )
 
 
-def score_call(wire: ScoreRequest, request_id: str) -> ScoreCall:
+def score_call(wire: ScoreRequest, request_id: str, caller: str) -> ScoreCall:
     """As many pairs as there are documents. Not for the event loop, as vectors are decoded."""
     queries = _queries(wire.queries, "queries")
     pages = _pages(wire.documents)
-    return ScoreCall(queries, pages, wire.model, request_id, "score", pairs=len(queries) > 1)
+    return ScoreCall(queries, pages, wire.model, request_id, caller, "score", pairs=len(queries) > 1)
 
 
-def rerank_call(wire: RerankRequest, request_id: str) -> ScoreCall:
+def rerank_call(wire: RerankRequest, request_id: str, caller: str) -> ScoreCall:
     """One query with every document. Not for the event loop, as vectors are decoded."""
-    return ScoreCall(_queries([wire.query], "query"), _pages(wire.documents), wire.model, request_id, "rerank")
+    queries, pages = _queries([wire.query], "query"), _pages(wire.documents)
+    return ScoreCall(queries, pages, wire.model, request_id, caller, "rerank")
 
 
 def _queries(items: Sequence[Item], place: str) -> tuple[Text | Embedding, ...]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from onsight.api.auth import caller_name
 from onsight.api.boundary import request_id, taken_up
 from onsight.api.connection import while_connected
 from onsight.api.json_body import read_json
@@ -38,14 +39,14 @@ class VectorRoutes:
 
     async def embeddings(self, request: Request) -> Response:
         """The vectors of queries and pages."""
-        self._refuse_early()
+        self._refuse_early(request)
         wire = await read_json(request, EmbeddingsRequest)
         accept = request.headers.get("accept", "")
         streamed = wire.stream or LINES in accept
         if RAW in accept and (streamed or wire.encoding_format is not None):
             param = "stream" if streamed else "encoding_format"
             raise InvalidRequest(f"`{param}` has no meaning with `accept: {RAW}`; leave one of them out", param=param)
-        call = embed_call(wire, request_id(request.scope), streamed=streamed)
+        call = embed_call(wire, request_id(request.scope), caller_name(request.scope), streamed=streamed)
         model = self._services.roster.find_embedder(wire.model).name
         style = Style(model, wire.dtype, wire.encoding_format or "float")
         taken_up(request.scope)
@@ -60,24 +61,24 @@ class VectorRoutes:
 
     async def score(self, request: Request) -> Response:
         """How well documents answer one query, or each its own."""
-        self._refuse_early()
+        self._refuse_early(request)
         wire = await read_json(request, ScoreRequest)
-        call = await asyncio.to_thread(score_call, wire, request_id(request.scope))
+        call = await asyncio.to_thread(score_call, wire, request_id(request.scope), caller_name(request.scope))
         model = self._services.roster.find_embedder(wire.model).name
         return _json(scores(model, await self._score(request, call)))
 
     async def rerank(self, request: Request) -> Response:
         """Documents by how well they answer a query."""
-        self._refuse_early()
+        self._refuse_early(request)
         wire = await read_json(request, RerankRequest)
-        call = await asyncio.to_thread(rerank_call, wire, request_id(request.scope))
+        call = await asyncio.to_thread(rerank_call, wire, request_id(request.scope), caller_name(request.scope))
         model = self._services.roster.find_embedder(wire.model).name
         found = await self._score(request, call)
         return _json(ranking(model, found, wire.top_n, wire.documents if wire.return_documents else None))
 
-    def _refuse_early(self) -> None:
+    def _refuse_early(self, request: Request) -> None:
         """A full or stopping server says so before it reads a body; the place itself is taken by the task."""
-        with self._services.admission.place():
+        with self._services.admission.place(caller=caller_name(request.scope)):
             pass
 
     async def _score(self, request: Request, call: ScoreCall) -> Scores:

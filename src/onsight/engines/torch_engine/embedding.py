@@ -17,6 +17,7 @@ from onsight.core.embedding import Embedding, VectorSpace
 from onsight.core.engine import PICTURE_PX, EngineState, EngineStatus, MemoryUse, Progress
 from onsight.core.errors import EngineFailed, StartError, Unavailable
 from onsight.core.messages import Image, Text
+from onsight.core.turns import Turns
 from onsight.engines.torch_engine import loading
 from onsight.engines.torch_engine.embed_queue import Asked, EmbedQueue
 from onsight.engines.torch_engine.families import LoadEmbedder, load_embedder
@@ -71,7 +72,7 @@ class TorchEmbedEngine:
         self._loaded: _Loaded | None = None
         self._model_thread = ThreadPoolExecutor(1, "onsight-embed")
         self._pool = PreparePool()
-        self._page_places = asyncio.Semaphore(_PREPARED_PAGES)
+        self._page_turns = Turns(_PREPARED_PAGES)
         self._arrived = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
         self._live: set[Asked] = set()
@@ -130,19 +131,19 @@ class TorchEmbedEngine:
             memory=self._loaded.memory,
         )
 
-    async def embed(self, one: Text | Image) -> Embedding:
+    async def embed(self, one: Text | Image, caller: str = "") -> Embedding:
         """See `EmbedEngine.embed`."""
         async with AsyncExitStack() as places:
             self._preparing += 1
             try:
                 if isinstance(one, Image):
-                    await places.enter_async_context(self._page_places)
+                    await places.enter_async_context(self._page_turns.turn(caller))
                 self._require_ready()
                 prompt = await self._pool.run(self._prepare, one)
             finally:
                 self._preparing -= 1
             queue = self._require_ready().queue
-            asked = Asked(prompt, asyncio.get_running_loop().create_future())
+            asked = Asked(prompt, asyncio.get_running_loop().create_future(), caller)
             self._live.add(asked)
             queue.add(asked)
             self._arrived.set()

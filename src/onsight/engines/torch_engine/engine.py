@@ -16,6 +16,7 @@ import torch
 from onsight.core.engine import EngineState, EngineStatus, MemoryUse, Progress
 from onsight.core.errors import RequestError, StartError, Unavailable
 from onsight.core.generation import Event, Finished, GenerateRequest
+from onsight.core.turns import Turns
 from onsight.engines.torch_engine import kv_cache, loading
 from onsight.engines.torch_engine.chat_template import ChatTemplate
 from onsight.engines.torch_engine.cores import Cores
@@ -78,8 +79,7 @@ class TorchEngine:
         self._thread: threading.Thread | None = None
         self._pool = PreparePool()
         self._live: set[Sequence] = set()
-        self._places = asyncio.Semaphore(_PREPARED * self._settings.max_num_seqs)
-        self._outside = 0
+        self._turns = Turns(_PREPARED * self._settings.max_num_seqs)
 
     @property
     def context_tokens(self) -> int:
@@ -115,7 +115,7 @@ class TorchEngine:
             self._loaded.loop.status,
             state=self._state,
             device=str(self._loaded.device),
-            waiting=self._loaded.loop.status.waiting + self._outside,
+            waiting=self._loaded.loop.status.waiting + self._turns.waiting,
             kv_total_tokens=size.slots * size.tokens,
             memory=self._loaded.memory,
         )
@@ -124,23 +124,12 @@ class TorchEngine:
         """See `ChatEngine.generate`."""
         loaded = self._require_ready()
         sequence = await self._prepare(loaded.intake.read, request)
-        await self._take_place()
-        try:
+        async with self._turns.turn(request.caller):
             await self._prepare(loaded.intake.look, sequence.prompt)
             self._require_ready()
             async with aclosing(self._run(loaded.loop, sequence)) as events:
                 async for event in events:
                     yield event
-        finally:
-            self._places.release()
-
-    async def _take_place(self) -> None:
-        """Wait until fewer than `_PREPARED` times `max_num_seqs` requests hold prepared pixels or a slot."""
-        self._outside += 1
-        try:
-            await self._places.acquire()
-        finally:
-            self._outside -= 1
 
     async def _run(self, loop: StepLoop, sequence: Sequence) -> AsyncGenerator[Event, None]:
         """The events of a sequence that is ready to run."""

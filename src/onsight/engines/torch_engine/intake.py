@@ -53,7 +53,7 @@ class Intake:
         else:
             syntax = self._family.tool_syntax
             text, reader = TextStream(self._vocabulary, request.sampling.stop, syntax.opens), CallReader(syntax)
-        return Sequence(prompt, request.sampling, limit, text, grammar, reader)
+        return Sequence(prompt, request.sampling, limit, text, grammar, reader, request.caller)
 
     def _grammar(self, request: GenerateRequest) -> Grammar | None:
         """What the answer must keep to, if anything."""

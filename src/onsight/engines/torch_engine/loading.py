@@ -17,6 +17,7 @@ from transformers.initialization import no_init_weights
 
 from onsight.core.engine import Progress
 from onsight.core.errors import StartError
+from onsight.engines.torch_engine.gguf_weights import opened_gguf
 from onsight.engines.torch_engine.narrowing import HEAD, PACKED, SCALES, WORDS, Narrowed, as_stored, by_rule, narrow
 from onsight.engines.torch_engine.quantize import INT8_BESIDE, Scheme, packed_bytes
 from onsight.engines.torch_engine.settings import DeviceChoice, DtypeChoice
@@ -158,7 +159,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights: those that the index names, if there is one. Raises StartError."""
     index = read_optional_json(folder / INDEX)
     if not index:
-        return sorted(folder.glob("*.safetensors"))
+        return sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.gguf"))
     table = index.get("weight_map")
     names = sorted({str(name) for name in table.values()}) if isinstance(table, dict) else []
     # A name with a path in it would have us open a file outside the folder.
@@ -221,6 +222,10 @@ def _bytes_of(one: StoredTensor, dtype: torch.dtype, scheme: Scheme | None) -> i
 @contextmanager
 def _opened(path: Path, framework: Literal["pt", "np"]) -> Iterator[Any]:
     """`path` as safetensors opens it: an object without types of its own. For "pt" the system reserves its memory."""
+    if path.suffix == ".gguf":
+        with opened_gguf(path) as file:
+            yield file
+        return
     try:
         with safe_open(path, framework=framework, device="cpu") as file:
             yield file

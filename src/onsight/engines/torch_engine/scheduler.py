@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
+from onsight.core.turns import Line
 from onsight.engines.torch_engine.prefix import Claim, SlotBook
 from onsight.engines.torch_engine.sequence import Chunk, Sequence
 
@@ -23,19 +23,20 @@ class Batch:
 
 
 class Scheduler:
-    """First come, first served. A sequence waits, then runs in a slot until it is finished, cancelled or failed."""
+    """Callers take turns. A sequence waits, then runs in a slot until it is finished, cancelled or failed."""
 
     def __init__(self, slots: SlotBook) -> None:
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: Line[Sequence] = Line()
         self.running: list[Sequence] = []
         self._slots = slots
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        self.waiting.add(sequence.caller, sequence)
 
     def drop_cancelled(self) -> None:
         """Forget every sequence whose caller has left, and free its slot."""
-        self.waiting = deque(sequence for sequence in self.waiting if not sequence.cancelled)
+        for sequence in [sequence for sequence in self.waiting if sequence.cancelled]:
+            self.waiting.discard(sequence.caller, sequence)
         for sequence in [sequence for sequence in self.running if sequence.cancelled]:
             self.retire(sequence)
 
@@ -44,7 +45,7 @@ class Scheduler:
         decode = tuple(sorted((one for one in self.running if one.prefilled), key=lambda one: one.slot))
         claims: list[Claim] = []
         while self.waiting and self._slots.free:
-            claims.append(self._admit(self.waiting.popleft()))
+            claims.append(self._admit(self.waiting.pop()))
         look: list[Sequence] = []
         chunks: list[Chunk] = []
         for sequence in self.running:

@@ -22,7 +22,8 @@ class Sequence:
 
     `limit`: most tokens to answer with. `computed`: how many of its tokens have keys and values in `slot`.
     `cached`: how many of the prompt's were taken over from an earlier request. `looking`: its pictures are being
-    encoded. `mailbox`: read by the waiting caller, through `reader` where the answer may hold calls.
+    encoded. `mailbox`: read by the waiting caller, through `reader` where the answer may hold calls. `caller`: whose
+    turn it is when it is this one's.
     """
 
     prompt: Prompt
@@ -31,6 +32,7 @@ class Sequence:
     text: TextStream
     grammar: Grammar | None = None
     reader: CallReader | None = None
+    caller: str = ""
     mailbox: asyncio.Queue[Event | RequestError] = field(default_factory=asyncio.Queue)
     cancelled: bool = False
     slot: int = -1

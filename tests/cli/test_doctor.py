@@ -1,0 +1,172 @@
+"""`onsight doctor`: what would keep this machine from serving is a failed row with the command that mends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onsight.api.keys import new_key, write_keys
+from onsight.cli.doctor import gpu_row
+from tests.tiny_models import write_smolvlm
+
+CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "ONSIGHT_"))}
+
+
+def doctor(*arguments: str, **environment: str) -> tuple[int, str]:
+    """The exit code and what was printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "onsight", "doctor", "--port", "0", *arguments],
+        env={**CLEAN, "COLUMNS": "160", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout
+
+
+def checks(*arguments: str, **environment: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    """The exit code, and each row by what it looks at."""
+    code, printed = doctor("--json", *arguments, **environment)
+    report = json.loads(printed)
+    assert report["passed"] is (code == 0)
+    assert all(row["mend"] for row in report["checks"] if row["state"] == "failed")
+    return code, {row["check"]: row for row in report["checks"]}
+
+
+def test_a_machine_that_can_serve_passes_in_one_table() -> None:
+    code, printed = doctor("peek", "--device", "cpu", HF_HUB_OFFLINE="1")
+    assert code == 0, printed
+    lines = [line.split() for line in printed.splitlines()]
+    shown = {line[0]: line for line in lines if line}
+    for check in ("Python", "packages", "PyTorch", "CPU", "model", "memory", "disk", "cache", "port"):
+        assert shown[check][1] == "ok", printed
+    assert {line[1] for line in lines if line and line[0] == "extra"} == {"llama", "ui", "runpod", "ray"}
+    assert shown["keys"][1] == "off"
+    # Brackets are Rich's marks, and a command that lost them would install something else.
+    assert "onsight[" in printed or all(line[2] == "ok" for line in lines if line and line[0] == "extra")
+
+
+def test_a_taken_port_fails() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, rows = checks("--port", port)
+    assert code == 1
+    assert port in rows["port"]["found"]
+    assert rows["port"]["mend"] == "onsight serve --port 0"
+
+
+def test_a_model_that_cannot_come_fails_and_one_that_can_does_not(tmp_path: Path) -> None:
+    code, rows = checks("org/none", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert code == 1
+    assert rows["model"]["mend"] == "HF_HUB_OFFLINE=0 onsight pull org/none"
+    code, rows = checks("org/none", "--revision", "v2", HF_HOME=str(tmp_path))
+    assert (code, rows["model"]["state"]) == (0, "off")
+    assert rows["model"]["mend"] == "onsight pull org/none --revision v2"
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_take_the_model_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, rows = checks("org/none", HF_HOME=str(tmp_path / "file" / "deep"))
+    assert (code, rows["cache"]["state"]) == (1, "failed")
+    assert "HF_HOME=" in rows["cache"]["mend"]
+    # Nothing is to come, so the folder does not matter.
+    code, rows = checks("peek", HF_HOME=str(tmp_path / "file" / "deep"))
+    assert (code, rows["cache"]["state"]) == (0, "ok")
+
+
+@pytest.mark.model
+def test_a_model_whose_files_are_no_model_fails(tmp_path: Path) -> None:
+    folder = write_smolvlm(tmp_path / "tiny")
+    code, rows = checks(str(folder), "--device", "cpu")
+    assert code == 0
+    assert "the weights take" in rows["memory"]["found"]
+    (folder / "model.safetensors").write_bytes(b"cut")
+    code, rows = checks(str(folder), "--device", "cpu")
+    assert (code, rows["memory"]["state"]) == (1, "failed")
+    assert "model.safetensors" in rows["memory"]["found"]
+
+
+def test_the_model_that_makes_vectors_is_looked_for_too(tmp_path: Path) -> None:
+    code, rows = checks("peek", "org/none", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    assert (code, rows["vectors"]["state"], rows["model"]["state"]) == (1, "failed", "ok")
+
+
+def test_a_gguf_file_that_is_not_there_fails(tmp_path: Path) -> None:
+    code, rows = checks(str(tmp_path / "none.gguf"))
+    assert (code, rows["model"]["state"]) == (1, "failed")
+
+
+def package(folder: Path, name: str, version: str) -> None:
+    about = folder / f"{name}-{version}.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def test_a_package_in_a_version_that_does_not_fit_fails(tmp_path: Path) -> None:
+    package(tmp_path, "gradio", "1.0")
+    package(tmp_path, "rich", "9.9")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    code, rows = checks(PYTHONPATH=path)
+    assert code == 1
+    assert "gradio is 1.0" in rows["extra ui"]["found"]
+    assert rows["extra ui"]["mend"] == "pip install 'onsight[ui]'"
+    assert "rich is 9.9" in rows["packages"]["found"]
+    assert rows["packages"]["mend"] == "pip install --upgrade onsight"
+
+
+def test_a_torch_that_cannot_be_loaded_fails_and_the_rest_is_still_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so is not there')")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    code, rows = checks("peek", PYTHONPATH=path)
+    assert code == 1
+    assert "libcudart.so" in rows["PyTorch"]["found"]
+    assert rows["model"]["state"] == rows["port"]["state"] == "ok"
+
+
+def test_keys_that_open_nothing_fail(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    code, rows = checks(ONSIGHT_KEYS_FILE=str(file))
+    assert (code, rows["keys"]["state"]) == (1, "failed")
+    assert rows["keys"]["mend"] == f"onsight keys add NAME --keys-file {file}"
+    past, future = (datetime.now(UTC) + timedelta(days=days) for days in (-1, 1))
+    write_keys(file, [new_key("old", ["chat"], past)[1]])
+    assert checks(ONSIGHT_KEYS_FILE=str(file))[0] == 1
+    write_keys(file, [new_key("old", ["chat"], past)[1], new_key("new", ["chat"], future)[1]])
+    code, rows = checks(ONSIGHT_KEYS_FILE=str(file))
+    assert code == 0
+    assert "1 of 2" in rows["keys"]["found"]
+    file.write_text("{")
+    code, rows = checks(ONSIGHT_KEYS_FILE=str(file))
+    assert (code, rows["keys"]["state"]) == (1, "failed")
+
+
+@pytest.mark.parametrize(
+    ("device", "present", "cuda_build", "has_driver", "state", "mend"),
+    [
+        ("auto", [], None, False, "off", ""),
+        ("cpu", [], None, True, "off", ""),
+        ("auto", ["cuda:0 A"], "13.0", True, "ok", ""),
+        ("cuda", ["cuda:0 A"], "13.0", True, "ok", ""),
+        ("cuda", ["mps"], None, False, "failed", "onsight serve --device cpu"),
+        ("cuda", [], "13.0", False, "failed", "onsight serve --device cpu"),
+        ("cuda", [], "13.0", True, "failed", "nvidia-smi"),
+        ("auto", [], None, True, "failed", "pip install --force-reinstall torch"),
+        ("mps", [], None, False, "failed", "onsight serve --device cpu"),
+    ],
+)
+def test_a_gpu_that_is_asked_for_or_left_unused_fails(
+    device: str, present: list[str], cuda_build: str | None, has_driver: bool, state: str, mend: str
+) -> None:
+    row = gpu_row(device, present, cuda_build, has_driver=has_driver)
+    assert (row.state, row.mend) == (state, mend)

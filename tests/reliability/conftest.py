@@ -1,0 +1,5 @@
+"""The API tests' bench."""
+
+from tests.api.conftest import build
+
+__all__ = ["build"]

@@ -1,0 +1,116 @@
+"""One caller's hundred requests do not make another's one wait behind them, at any place where requests wait."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from onsight.api.keys import KeyBook, new_key, write_keys
+from onsight.core.errors import Overloaded
+from onsight.core.generation import GenerateRequest
+from onsight.core.messages import Draft, Message, Text
+from onsight.engines.fake_engine import FakeEngine, FakeScript
+from onsight.engines.torch_engine import TorchEngine, TorchSettings
+from onsight.engines.torch_engine.embed_queue import Asked, EmbedQueue
+from onsight.engines.torch_engine.prompt import Prompt, Span
+from onsight.media.door import MediaDoor
+from onsight.models.card import find_card
+from onsight.tasks.admission import Admission, QueueLimits
+from onsight.tasks.chat import Chat, ChatCall, collect
+from onsight.tasks.record import Record
+from onsight.tasks.roster import Loaded, Roster
+from tests.api.conftest import CARD, Bench, until
+from tests.tiny_models import write_smolvlm
+
+Build = Callable[..., Bench]
+
+
+async def test_the_requests_of_callers_are_worked_on_in_turn() -> None:
+    engine, ended = FakeEngine(), list[Record]()
+    await engine.start()
+    admission = Admission(64, QueueLimits(at_work=2))
+    chat = Chat(Roster([Loaded(("fake",), CARD, engine, 0)]), MediaDoor(), admission, (ended.append,))
+
+    def ask(caller: str) -> asyncio.Task[object]:
+        return asyncio.create_task(collect(chat.stream(ChatCall((Draft("user", (Text("hi"),)),), caller=caller))))
+
+    many = [ask("many") for _ in range(40)]
+    await until(lambda: admission.waiting == 38)
+    await asyncio.gather(ask("one"), *many)
+    assert [record.caller for record in ended].index("one") <= 4
+    assert (admission.taken, admission.waiting) == (0, 0)
+
+
+def test_one_caller_leaves_places_for_the_others() -> None:
+    admission = Admission(8, QueueLimits(places_of_one=6))
+    with admission.place(6, "many"):
+        with pytest.raises(Overloaded, match="6 of your requests run or wait, and 6 may"):
+            with admission.place(1, "many"):
+                pass
+        with admission.place(2, "one"):
+            assert admission.taken == 8
+    assert (admission.taken, admission.refused_total, admission.most_places) == (0, 1, 6)
+
+
+def prompt(*, page: bool) -> Prompt:
+    return Prompt([0] * 60, [], [Span.__new__(Span)] if page else [])
+
+
+@pytest.mark.parametrize("page", [True, False])
+async def test_queries_and_pages_of_callers_are_embedded_in_turn(page: bool) -> None:
+    queue = EmbedQueue(page_tokens=60)
+    for caller in ["many"] * 300 + ["one"]:
+        queue.add(Asked(prompt(page=page), asyncio.Future(), caller))
+    taken: list[str] = []
+    while "one" not in taken:
+        taken += [asked.caller for asked in queue.take()]
+    assert taken.index("one") == 1
+
+
+@pytest.mark.model
+async def test_the_engine_answers_callers_in_turn(tmp_path: Path) -> None:
+    folder = write_smolvlm(tmp_path / "model")
+    engine = TorchEngine(folder, find_card("x", folder), TorchSettings(device="cpu", max_num_seqs=1, threads=1))
+    await engine.start()
+    ended: list[str] = []
+
+    async def ask(caller: str) -> None:
+        request = GenerateRequest((Message("user", (Text("hi"),)),), caller=caller)
+        async for _ in engine.generate(request):
+            pass
+        ended.append(caller)
+
+    try:
+        many = [asyncio.create_task(ask("many")) for _ in range(10)]
+        await until(lambda: engine.status().waiting + engine.status().running == 10)
+        await asyncio.gather(ask("one"), *many)
+    finally:
+        await engine.close()
+    # One is being answered, one more has its pictures prepared; the next turn is the other caller's.
+    assert ended.index("one") <= 3
+
+
+async def test_the_log_names_the_caller_by_the_keys_name_and_never_says_the_key(
+    build: Build, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text, key = new_key("alice", ("chat",))
+    write_keys(tmp_path / "keys.json", [key])
+    bench = build(FakeScript(), keys=KeyBook(None, tmp_path / "keys.json"))
+    bench.headers = {"authorization": f"Bearer {text}"}
+    with caplog.at_level(logging.INFO):
+        await bench.chat()
+        await bench.chat(nothing=1)
+        await bench.post("/v1/caption", {"image": "data:,"})
+    assert [record.caller for record in bench.records] == ["alice"]
+    assert [line.split(" caller=")[1].split()[0] for line in caplog.messages if " caller=" in line] == ["alice"] * 3
+    assert text not in caplog.text
+
+
+async def test_without_keys_callers_are_their_addresses(build: Build) -> None:
+    bench = build()
+    await bench.chat()
+    assert [record.caller for record in bench.records] == ["127.0.0.1"]
