@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from onsight import __version__
 from onsight.api.auth import PAGE, Auth
@@ -23,6 +23,7 @@ from onsight.api.body_limits import BodyLimits
 from onsight.api.boundary import Boundary
 from onsight.api.compat import colqwen, infer
 from onsight.api.compat.llama_vision import InferRequest
+from onsight.api.described_errors import describe_errors
 from onsight.api.docs import DocsRoutes
 from onsight.api.errors import Envelope, ErrorAnswer, translate_http_exception, translate_validation_error
 from onsight.api.health import About, Health, HealthRoutes, Ready
@@ -140,6 +141,7 @@ class _Application(FastAPI):
                 schemas[body.__name__] = schema
             described["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             described["security"] = [{"key": []}, {}]
+            describe_errors(described)
             self.openapi_schema = described
         return self.openapi_schema
 
@@ -241,7 +243,13 @@ def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> Heal
     app.add_api_route(
         "/ready", health.ready, responses={200: {"model": Ready}}, summary="Does it take requests?", tags=["server"]
     )
-    app.add_api_route("/metrics", services.metrics.answer, summary="Metrics for Prometheus", tags=["server"])
+    app.add_api_route(
+        "/metrics",
+        services.metrics.answer,
+        response_class=PlainTextResponse,
+        summary="Metrics for Prometheus",
+        tags=["server"],
+    )
     app.add_api_route("/docs", docs.page, include_in_schema=False)
     app.add_api_route("/openapi.json", docs.openapi, summary="This description", tags=["server"])
     for path, probe in (("/health", health.health), ("/ready", health.ready)):
