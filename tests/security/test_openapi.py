@@ -1,4 +1,4 @@
-"""The API does what its own description says, for whatever can be made of that description: schemathesis, all checks."""
+"""The API does what its own description says, whatever is made of that description: schemathesis, all checks."""
 
 from __future__ import annotations
 

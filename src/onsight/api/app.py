@@ -230,6 +230,11 @@ def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> Heal
     app.add_api_route(
         "/v1/models/{model:path}", models.get, response_model=ModelObject, summary="One model", tags=["OpenAI"]
     )
+    _add_server_routes(app, health, docs, services)
+    return health
+
+
+def _add_server_routes(app: FastAPI, health: HealthRoutes, docs: DocsRoutes, services: Services) -> None:
     app.add_api_route(
         "/", health.about, responses={200: {"model": About}}, summary="What this server is", tags=["server"]
     )
@@ -254,7 +259,6 @@ def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> Heal
     app.add_api_route("/openapi.json", docs.openapi, summary="This description", tags=["server"])
     for path, probe in (("/health", health.health), ("/ready", health.ready)):
         app.add_api_route(path, probe, methods=["HEAD"], include_in_schema=False)
-    return health
 
 
 def _add_task_routes(app: FastAPI, tasks: TaskRoutes) -> None:
