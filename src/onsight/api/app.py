@@ -186,7 +186,10 @@ def _reads_picture(body: type[BaseModel]) -> dict[str, Any]:
 
 def _streams(event: type[BaseModel]) -> dict[str, Any]:
     """The description of a route that may answer with a stream of `event`s."""
-    return {"content": {"text/event-stream": {"schema": _reference(event)}}}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": _reference(event)}
+    fields = {"event": {"type": "string"}, "data": data}
+    sent = {"type": "object", "description": "An event; the last one's `data` may be [DONE].", "properties": fields}
+    return {"content": {"text/event-stream": {"schema": {**sent, "required": ["data"]}}}}
 
 
 def _reference(model: type[BaseModel]) -> Mapping[str, str]:
@@ -262,8 +265,7 @@ def _add_server_routes(app: FastAPI, health: HealthRoutes, docs: DocsRoutes, ser
 
 
 def _add_task_routes(app: FastAPI, tasks: TaskRoutes) -> None:
-    streamed = {"content": {"text/event-stream": {"schema": _reference(TextChunk)}}}
-    said: dict[int | str, dict[str, Any]] = {200: {"model": TextAnswer, **streamed}}
+    said: dict[int | str, dict[str, Any]] = {200: {"model": TextAnswer, **_streams(TextChunk)}}
     found: dict[int | str, dict[str, Any]] = {200: {"model": LocateAnswer}}
     for path, endpoint, summary, body, answers in (
         ("/v1/caption", tasks.caption, "Say what a picture shows", CaptionRequest, said),
