@@ -9,7 +9,7 @@ ENGINE ?=
 GGUF := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/onsight/gguf
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu,)
 
-.PHONY: help install serve test test-slow test-all test-clients test-anywhere fidelity check format bench readme openapi clean
+.PHONY: help install serve test test-slow test-hard test-all test-clients test-anywhere fidelity check format bench readme openapi clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ test-browser: install ## run the page's tests in Debian's Chromium, and take the
 
 test-slow: install ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-hard: install ## run the slow tests of what a server is attacked and overloaded with
+	$(BIN)/python -m pytest -m slow tests/security tests/reliability
 
 test-all: install ## run the default suite and the tests that take minutes
 	$(BIN)/python -m pytest -m 'not gpu and not browser and not ray and not runpod and not deploy and not clients'
