@@ -135,6 +135,7 @@ class TorchEmbedEngine:
 
     async def embed(self, one: Text | Image, caller: str = "") -> Embedding:
         """See `EmbedEngine.embed`."""
+        self._require_progress()
         async with AsyncExitStack() as places:
             self._preparing += 1
             try:
@@ -207,9 +208,12 @@ class TorchEmbedEngine:
     def _require_ready(self) -> _Loaded:
         if self._state != "ready" or self._loaded is None:
             raise Unavailable(f"the engine is {self._state}; try again soon")
+        return self._loaded
+
+    def _require_progress(self) -> None:
+        """For new requests; those that were taken up wait."""
         if self._stalled:
             raise Unavailable(STALLED, retry_after_s=5)
-        return self._loaded
 
     @property
     def _stalled(self) -> bool:

@@ -128,6 +128,7 @@ class TorchEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """See `ChatEngine.generate`."""
         loaded = self._require_ready()
+        self._require_progress()
         sequence = await self._prepare(loaded.intake.read, request)
         self._take_up(sequence, loaded)
         try:
@@ -179,9 +180,12 @@ class TorchEngine:
     def _require_ready(self) -> _Loaded:
         if self._state != "ready" or self._loaded is None:
             raise Unavailable(f"the engine is {self._state}; try again soon")
+        return self._loaded
+
+    def _require_progress(self) -> None:
+        """For new requests; those that were taken up wait."""
         if self._stalled:
             raise Unavailable(STALLED, retry_after_s=5)
-        return self._loaded
 
     @property
     def _stalled(self) -> bool:
