@@ -219,6 +219,7 @@ async def soak(
     watching = asyncio.create_task(memory.watch(server))
     probing = probe(server, seconds)
     await crowd.at_rate(share * rate, seconds)
+    assert not watching.done(), watching
     watching.cancel()
     await crowd.close()
     return rate, crowd.sent, memory, await asyncio.to_thread(collect, probing, 60.0)
