@@ -54,7 +54,7 @@ class RunningServer:
         """Resident memory of the process and its children, in megabytes (2**20 bytes)."""
         parent = psutil.Process(self.process.pid)
         family = [parent, *parent.children(recursive=True)]
-        return float(sum(member.memory_info().rss for member in family) / 2**20)
+        return sum(map(_resident_bytes, family)) / 2**20
 
     @contextmanager
     def alone(self, others: Sequence[RunningServer]) -> Iterator[None]:
@@ -67,6 +67,13 @@ class RunningServer:
         finally:
             for other in stopped:
                 other.process.send_signal(signal.SIGCONT)
+
+
+def _resident_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.NoSuchProcess:  # a child that was listed, and has ended since
+        return 0
 
 
 def model_folder(model: str) -> Path:

@@ -67,7 +67,7 @@ def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | N
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        middleware=_layers(settings),
+        middleware=_layers(services, settings),
         lifespan=lifespan,
         responses={"default": {"model": ErrorAnswer, "description": "An error"}},
         exception_handlers={
@@ -87,10 +87,10 @@ async def _lead_to_page(request: Request) -> Response:
     return RedirectResponse(f"{request.scope.get('root_path', '')}{PAGE}/")
 
 
-def _layers(settings: ApiSettings) -> list[Middleware]:
+def _layers(services: Services, settings: ApiSettings) -> list[Middleware]:
     """What every request passes before its route, outermost first."""
     layers = [
-        Middleware(Boundary, envelopes=ENVELOPES),
+        Middleware(Boundary, envelopes=ENVELOPES, refused=services.metrics.refuse),
         Middleware(OriginCheck, hosts=settings.allowed_hosts, origins=settings.origins),
     ]
     if settings.loopback_only:
