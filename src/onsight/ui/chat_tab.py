@@ -157,4 +157,4 @@ def _add_examples(desk: Desk, field: gr.MultimodalTextbox) -> None:
                 gr.HTML(f'<img class="example" src="{example_url(example)}" alt="">')
                 choose = gr.Button(desk.words(key), size="sm", elem_classes="example-button")
                 given = {"text": asked_in(key), "files": [str(example)]}
-                choose.click(partial(dict, given), None, field, queue=False, api_visibility="private")
+                choose.click(partial(dict, given), None, field, api_visibility="private")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from html import escape
 
 import gradio as gr
@@ -50,7 +51,7 @@ def mount(app: FastAPI, desk: Desk, max_file_bytes: int) -> None:
         max_file_size=max_file_bytes,
         theme=gr.themes.Default(font=fonts, font_mono=mono),
         css=packaged("static/page.css"),
-        js=packaged("static/page.js"),
+        js=f"() => ({packaged('static/page.js')})({json.dumps(desk.words.section('labels'))})",
     )
 
 

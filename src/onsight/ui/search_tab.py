@@ -18,9 +18,10 @@ from onsight.core.embedding import Embedding
 from onsight.core.errors import EngineFailed, InvalidRequest, RequestError, TimedOut, TooLarge
 from onsight.core.messages import ImageRef, Text
 from onsight.core.pages import Pages
+from onsight.media.heat_map import heat_map
 from onsight.tasks.embed import EmbedCall, Embedded, Refused, ScoreCall
 from onsight.ui.desk import Desk, new_id
-from onsight.ui.drawn import shown
+from onsight.ui.drawn import heated
 from onsight.ui.mistakes import Mistake
 from onsight.ui.packaged import example_url
 from onsight.ui.parts import Pictures, bind, folded, problem, problem_line, stop_button
@@ -163,7 +164,7 @@ class SearchTab:
             data = await asyncio.to_thread(self._desk.uploads.read, sheet.upload)
             ((image,),) = await place.door.open_pages((ImageRef(data, pages=pages),))
             label = words("search.hit", rank=rank, place=self._name(sheet), score=f"{sheet.score:.2f}")
-            return await asyncio.to_thread(shown, image, label)
+            return await asyncio.to_thread(heated, image, heat_map(query, sheet.embedding), label)
 
     def _name(self, sheet: Sheet) -> str:
         file = Path(sheet.upload).name
@@ -229,4 +230,4 @@ def _add_example(desk: Desk, files: Pictures, question: gr.Textbox, asked_in: Wo
         gr.HTML(f'<p class="examples">{shown}</p>')
         choose = gr.Button(desk.words("search.example"), size="sm", elem_id="search-example")
         given = [list(map(str, desk.examples.pages)), asked_in("search.placeholder")]
-        choose.click(lambda: given, None, [files, question], queue=False, api_visibility="private")
+        choose.click(lambda: given, None, [files, question], api_visibility="private")
