@@ -102,7 +102,8 @@ LATIN = (
 SEEN = """() => {
   const texts = [document.title];
   for (const one of document.querySelectorAll('body *')) {
-    if (one.closest('[lang=en], script, style, #captions-table tbody') || !one.checkVisibility({visibilityProperty: true})) continue;
+    if (one.closest('[lang=en], script, style, #captions-table tbody')) continue;
+    if (!one.checkVisibility({visibilityProperty: true})) continue;
     for (const node of one.childNodes) if (node.nodeType === Node.TEXT_NODE) texts.push(node.textContent);
     for (const name of ['aria-label', 'title', 'placeholder', 'alt']) texts.push(one.getAttribute(name) ?? '');
   }
