@@ -477,5 +477,6 @@ def _many(visited: Visit, words: Words, file: Path, screen: Screen) -> None:
 def _photograph(visited: Visit, path: Path) -> None:
     """A screenshot as a PNG of few colours, which is small."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    shot = Image.open(io.BytesIO(visited.page.screenshot(animations="disabled"))).convert("RGB")
+    visited.page.evaluate("window.scrollTo(0, 0)")
+    shot = Image.open(io.BytesIO(visited.page.screenshot(animations="disabled", full_page=True))).convert("RGB")
     shot.quantize(96, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)

@@ -85,4 +85,4 @@ def header_of(desk: Desk) -> str:
     told.append(escape(words("page.header", running=running, waiting=waiting, **queue)))
     other = next(language for language in LANGUAGES if language != words.language)
     link = f'<a href="../{other}/" lang="{other}">{escape(words("page.other_language"))}</a>'
-    return f'<h1>{escape(words("page.title"))}</h1><p id="state">{"<br>".join(told)} · {link}</p>'
+    return f'<h1>{escape(words("page.title"))}</h1>{link}<p id="state">{"<br>".join(told)}</p>'

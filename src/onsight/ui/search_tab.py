@@ -77,6 +77,7 @@ class SearchTab:
     async def find(self, uploads: list[str], question: str) -> AsyncGenerator[Shown, None]:
         """The pages in their order as soon as it is known, then with what was found on the best. Closing it ends it."""
         words, pile, began_s = self._desk.words, _Pile(), time.monotonic()
+        told, table, best = "", "", list[str]()
         try:
             if not uploads:
                 raise Mistake("no_pages")
@@ -92,13 +93,14 @@ class SearchTab:
             ranked = await self._rank(query, pile.sheets)
             seconds = f"{time.monotonic() - began_s:.1f}"
             told = f'<p class="figures">{escape(words("search.figures", pages=len(ranked), seconds=seconds))}</p>'
-            table, best = self._table(ranked, pile), list[str]()
+            table = self._table(ranked, pile)
             yield told, "", table, ""
             for place, sheet in enumerate(ranked[:_BEST], 1):
                 best.append(await self._drawn(place, sheet, query))
-                yield told, f'<div class="found">{"".join(best)}</div>', table, ""
+                yield told, _grid(best), table, ""
         except (Mistake, RequestError) as error:
-            yield "", "", "", problem(words, error)
+            # What was found before stays.
+            yield told, _grid(best), table, problem(words, error)
 
     async def _read(self, uploads: Sequence[str], pile: _Pile) -> None:
         """Put the pages of a few files on the pile; a file that is known by its bytes is not embedded again."""
@@ -188,6 +190,10 @@ class SearchTab:
                 f"{folded(words, words.details(error))}</td></tr>"
             )
         return f'<table class="rows"><thead><tr>{"".join(heads)}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+
+
+def _grid(figures: Sequence[str]) -> str:
+    return f'<div class="found">{"".join(figures)}</div>' if figures else ""
 
 
 def add_search_tab(desk: Desk) -> None:

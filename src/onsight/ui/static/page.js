@@ -17,15 +17,16 @@
   };
 
   // Some of Gradio's own labels are in English in every language.
+  const ours = new Map(Object.entries(labels));
   const translate = (root) => {
     const walker = document.createTreeWalker(root, NodeFilter.SHOW_ELEMENT | NodeFilter.SHOW_TEXT);
     for (let node = root; node; node = walker.nextNode()) {
       if (node.nodeType === Node.TEXT_NODE) {
-        const text = labels[node.data.trim()];
-        if (text && text !== node.data.trim() && !node.parentElement?.closest(".message, table")) node.data = text;
+        const text = ours.get(node.data.trim());
+        if (text && text !== node.data && !node.parentElement?.closest(".message, table")) node.data = text;
       } else if (node.nodeType === Node.ELEMENT_NODE) {
         for (const name of ["aria-label", "title"]) {
-          const text = labels[node.getAttribute(name)];
+          const text = ours.get(node.getAttribute(name));
           if (text && text !== node.getAttribute(name)) node.setAttribute(name, text);
         }
       }
