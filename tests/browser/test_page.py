@@ -158,6 +158,18 @@ def test_clear_forgets_the_conversation(visit: Open, screen_file: Path) -> None:
     expect(visited.page.locator("#talk .user img")).to_have_count(0)
 
 
+def test_clear_in_the_middle_of_an_answer_forgets_it_too(visit: Open, tmp_path: Path) -> None:
+    with served(str(write_smolvlm(tmp_path / "model")), ONSIGHT_UI="on") as running:
+        visited = visit(url=running.url)
+        ask(visited, "Go on and on.")
+        expect(bot(visited).first).not_to_be_empty()
+        visited.page.get_by_role("button", name="Clear", exact=True).last.click()
+        expect(bot(visited)).to_have_count(0)
+        visited.page.wait_for_timeout(1000)
+        expect(visited.page.locator("#talk .message")).to_have_count(0)
+        visited.leave()
+
+
 def test_a_message_without_words_is_an_error_in_words(visit: Open) -> None:
     visited = visit("ru-RU")
     ask(visited, " ")

@@ -141,7 +141,9 @@ def add_chat_tab(desk: Desk) -> None:
             stop_button(words, asked)
             clear = gr.Button(words("chat.clear"), size="sm")
             for cleared in (clear.click, talk.clear):
-                cleared(_nothing, None, shown, cancels=[asked], api_visibility="private")
+                # Afterwards, since the last piece of an answer that is just being ended would come back.
+                ended = cleared(None, cancels=[asked], api_visibility="private")
+                ended.then(_nothing, None, shown, api_visibility="private")
         _add_examples(desk, field)
 
 
