@@ -41,9 +41,6 @@ test-browser: install ## run the page's tests in Debian's Chromium, and take the
 test-slow: install ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-test-hard: install ## run the slow tests of what a server is attacked and overloaded with
-	$(BIN)/python -m pytest -m slow tests/security tests/reliability
-
 test-all: install ## run the default suite and the tests that take minutes
 	$(BIN)/python -m pytest -m 'not gpu and not browser and not ray and not runpod and not deploy and not clients'
 
