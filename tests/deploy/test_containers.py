@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 DOCKERFILES = [ROOT / "deploy/Dockerfile", ROOT / ".runpod/Dockerfile"]
 STAGES = [(path, name) for path in DOCKERFILES for name in read(path)[1]]
 TARGETS = ("cpu", "gpu", "cpu-baked", "gpu-baked")
-SCRIPTS = [ROOT / "start_runpod.sh", ROOT / ".ci/run"]
+SCRIPTS = [ROOT / "start_runpod.sh", ROOT / ".ci/run", ROOT / "deploy/ray/start.sh"]
 
 
 def lines_of(path: Path, target: str) -> list[tuple[str, str]]:

@@ -110,6 +110,47 @@ def ask(address: str, body: Mapping[str, object]) -> httpx.Response:
     return httpx.post(f"{address}/v1/chat/completions", json=body, headers=KEY, timeout=60)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"scaling": {"replicas": 2}}, "replicas"),
+        ({"port": 80}, "option port has no effect here"),
+        ({"colour": "red"}, "colour"),
+        ({"no_auth": False}, "no key is set"),
+    ],
+)
+def test_an_application_that_is_not_right_is_refused_before_it_is_deployed(
+    monkeypatch: pytest.MonkeyPatch, arguments: dict[str, object], why: str
+) -> None:
+    from onsight.core.errors import StartError
+    from onsight.hosts.ray import build
+
+    monkeypatch.delenv("ONSIGHT_API_KEY", raising=False)
+    with pytest.raises(StartError, match=why):
+        build(arguments)
+
+
+def test_a_request_is_named_after_its_first_picture_else_after_its_first_words() -> None:
+    from onsight.hosts.ray import conversation
+
+    def name(body: Mapping[str, object]) -> str:
+        return conversation(json.dumps(body).encode(), "application/json")
+
+    first, second = (data_url(plain(size=(size, 24))) for size in (32, 33))
+    assert name(chat("what?", first)) == name(chat("why?", first)) == name({"image": {"url": first}, "length": "short"})
+    assert name(chat("what?", first)) != name(chat("what?", second))
+    words = [{"role": "user", "content": "hello"}]
+    later = [*words, {"role": "assistant", "content": "hi"}, {"role": "user", "content": "and now?"}]
+    assert name({"messages": words}) == name({"messages": later, "max_tokens": 5}) == name({"input": words})
+    assert name({"messages": words}) != name({"messages": later[2:]})
+    form = b'--%b\r\nContent-Disposition: form-data; name="file"\r\n\r\npixels\r\n--%b--'
+    forms = [
+        conversation(form % (mark, mark), f"multipart/form-data; boundary={mark.decode()}") for mark in (b"a1", b"b2")
+    ]
+    assert forms[0] == forms[1]
+    assert conversation(b"{", "application/json") != conversation(b"[", "application/json")
+
+
 def test_plain_answers_and_streams_come_through_either_nodes_proxy(cluster: Cluster) -> None:
     cluster.deploy(min_replicas=2, max_replicas=2, replicas_a_node=1)
     whole = ask(cluster.head, chat(temperature=0))
