@@ -71,7 +71,7 @@ def test_a_baked_target_pulls_with_a_secret_and_serves_offline(target: str) -> N
 def test_the_hubs_image_is_made_as_the_gpu_image_is() -> None:
     ours, hubs = (read(path)[1] for path in DOCKERFILES)
     assert hubs["wheel"].steps == ours["wheel"].steps
-    install = [rest.replace('"$(echo /wheels/*.whl)[runpod]"', "/wheels/*.whl") for _, rest in hubs["packages"].steps]
+    install = [rest.replace(".whl)[runpod]", ".whl)[ui]") for _, rest in hubs["packages"].steps]
     assert install == [rest for _, rest in ours["packages-gpu"].steps]
 
 
@@ -106,6 +106,8 @@ def filled(value: object, **given: str) -> str:
         ("peek", 8000, None),
         ("holo-api", 8000, "hf-cache:/data/hf-cache"),
         ("captions", 8000, "hf-cache:/data/hf-cache"),
+        ("api-cpu", 7001, "hf-cache:/data/hf-cache"),
+        ("api-gpu", 7002, "hf-cache:/data/hf-cache"),
         ("smolvlm2", 7860, "../data/hf_cache:/data/hf_cache"),
         ("llama-vision", 5000, "../models:/models:ro"),
     ],
