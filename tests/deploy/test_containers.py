@@ -157,3 +157,15 @@ def test_hadolint_and_shellcheck_find_nothing() -> None:
     for command in (["hadolint", *map(str, DOCKERFILES)], ["shellcheck", *map(str, SCRIPTS)]):
         done = subprocess.run([str(tools / command[0]), *command[1:]], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.deploy
+@pytest.mark.parametrize(
+    ("schema", "files"), [("compose-spec", "deploy/compose.yaml"), ("github-workflows", ".github/workflows/*.yaml")]
+)
+def test_compose_and_the_workflows_are_as_their_schemas_want(schema: str, files: str) -> None:
+    found = sorted(ROOT.glob(files))
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, found)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found
+    assert done.returncode == 0, done.stdout + done.stderr
