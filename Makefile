@@ -44,9 +44,9 @@ test-slow: install ## run the tests that take minutes
 test-all: install ## run the default suite and the tests that take minutes
 	$(BIN)/python -m pytest -m 'not gpu and not browser and not ray and not runpod and not deploy and not clients'
 
-test-anywhere: install ## run the tests of what is shipped: RunPod's handler, the containers' files, the package
-	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) --constraint constraints.txt --editable '.[dev,runpod,deploy]'
-	$(BIN)/python -m pytest -m 'runpod or deploy'
+test-anywhere: install ## run the tests of what is shipped: RunPod's handler, Ray, the chart, the containers' files, the package
+	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) --constraint constraints.txt --editable '.[dev,runpod,ray,deploy]'
+	$(BIN)/python -m pytest -m 'runpod or deploy or ray'
 
 test-clients: install ## try OpenAI's SDKs and LangChain's suite on a server (needs node); the table goes to docs/results/clients.md
 	$(BIN)/python -m tests.clients.table

@@ -107,7 +107,7 @@ def running(command: Command, logs: Path) -> Iterator[RunningServer]:
     The log goes to a file in the folder `logs`. No `ONSIGHT_` variable of the caller reaches the server, and nothing
     is looked for on the Hub.
     """
-    port = _free_port()
+    port = free_port()
     arguments = [argument.format(port=port) for argument in command.arguments]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ONSIGHT_")}
     environment |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
@@ -157,7 +157,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return int(listening.getsockname()[1])
