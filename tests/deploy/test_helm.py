@@ -184,7 +184,7 @@ def test_what_prometheus_and_grafana_get_is_what_the_files_hold() -> None:
 def test_the_settings_that_the_chart_takes_are_those_of_the_server() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text("utf-8"))
     set_by_others = {"model", "revision", "embed_model", "drain_timeout_s", "host", "port"}
-    guards = {"api_key", "keys_file", "no_auth", "upstream_key"}
+    guards = {"api_key", "keys_file", "no_auth", "upstream_key", "qdrant_key"}
     # Probes and Prometheus come by address, and would be refused.
     taken = Settings.model_fields.keys() - set_by_others - guards - {"allowed_hosts"}
     assert schema["properties"]["settings"]["properties"].keys() == taken
