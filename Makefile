@@ -9,7 +9,7 @@ ENGINE ?=
 GGUF := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/onsight/gguf
 TORCH_INDEX := $(if $(filter cpu,$(TORCH)),--extra-index-url https://download.pytorch.org/whl/cpu,)
 
-.PHONY: help install serve test test-slow test-all test-clients test-anywhere fidelity check format bench readme openapi clean
+.PHONY: help install serve test test-hard test-slow test-all test-clients test-anywhere fidelity check format bench soak faults readme openapi clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -44,9 +44,9 @@ test-slow: install ## run the tests that take minutes
 test-all: install ## run the default suite and the tests that take minutes
 	$(BIN)/python -m pytest -m 'not gpu and not browser and not ray and not runpod and not deploy and not clients'
 
-test-anywhere: install ## run the tests of what is shipped: RunPod's handler, the containers' files, the package
-	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) --constraint constraints.txt --editable '.[dev,runpod,deploy]'
-	$(BIN)/python -m pytest -m 'runpod or deploy'
+test-anywhere: install ## run the tests of what is shipped: RunPod's handler, Ray, the chart, the containers' files, the package
+	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) --constraint constraints.txt --editable '.[dev,runpod,ray,deploy]'
+	$(BIN)/python -m pytest -m 'runpod or deploy or ray'
 
 test-clients: install ## try OpenAI's SDKs and LangChain's suite on a server (needs node); the table goes to docs/results/clients.md
 	$(BIN)/python -m tests.clients.table
@@ -70,6 +70,15 @@ bench: install ## measure Onsight beside its peers; tables go to benchmarks/resu
 	$(BIN)/python -m benchmarks.health
 	$(BIN)/python -m benchmarks.start
 	$(BIN)/python -m benchmarks.sweep
+
+soak: install ## put a server under half again as much as it can do for 30 minutes (MINUTES=); writes docs/results/soak.md
+	$(BIN)/python -m benchmarks.soak --minutes $(or $(MINUTES),30)
+
+faults: install ## do each fault to a real server; the table goes to docs/results/faults.md
+	$(BIN)/python -m benchmarks.faults
+
+test-hard: install ## run the tests that break and flood a server, the slow ones too
+	$(BIN)/python -m pytest -m 'not gpu' tests/reliability tests/security
 
 readme: install ## run the README's commands and write what they print into it
 	$(BIN)/python -m tests.readme

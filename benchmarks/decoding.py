@@ -150,11 +150,14 @@ def _each_ms(work: Callable[[], object], runs: int) -> float:
     The children's own is counted in hundredths of a second, so one run alone would tell nothing.
     """
     work()
-    began_s, done = _spent_s(), 0
-    while done < runs or _spent_s() - began_s < 0.5:
-        work()
-        done += 1
-    return (_spent_s() - began_s) / done * 1000
+    while True:
+        began_s = _spent_s()
+        for _ in range(runs):
+            work()
+        spent_s = _spent_s() - began_s
+        if spent_s > 0.5:
+            return spent_s / runs * 1000
+        runs *= 2
 
 
 def _spent_s() -> float:

@@ -42,7 +42,7 @@ WAIT_FOR_WORDS = """() => {
     if (event.key === 'Enter') window.asked = performance.now();
   }, {once: true, capture: true});
   const seen = new MutationObserver(() => {
-    const answer = document.querySelector('#talk .bot.message');
+    const answer = document.querySelector('#talk .bot.message:not(.pending)');
     if (window.asked !== undefined && answer && answer.innerText.trim()) {
       window.said = performance.now();
       seen.disconnect();
@@ -86,7 +86,7 @@ def words_after(page: Page, file: Path) -> float:
     seconds = page.evaluate("() => window.said - window.asked") / 1000
     page.locator("#talk small").wait_for()
     page.get_by_role("button", name="Clear", exact=True).last.click()
-    page.locator("#talk .bot.message").wait_for(state="detached")
+    page.locator("#talk small").wait_for(state="detached")
     return float(seconds)
 
 

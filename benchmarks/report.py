@@ -78,7 +78,7 @@ def median(values: Sequence[float]) -> float:
 def publish(report: Report, folder: Path = RESULTS) -> None:
     """Print the report, and write it to `folder` as NAME.md and NAME.json."""
     facts = _facts()
-    text = _markdown(report, facts)
+    text = _markdown(report, facts, folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{report.name}.md").write_text(text, "utf-8")
     whole = asdict(report) | {"facts": facts}
@@ -87,8 +87,9 @@ def publish(report: Report, folder: Path = RESULTS) -> None:
     print(text)
 
 
-def _markdown(report: Report, facts: dict[str, str]) -> str:
-    parts = [f"# {report.title}", "Written by the benchmark itself; see [how to read it](../README.md)."]
+def _markdown(report: Report, facts: dict[str, str], folder: Path) -> str:
+    guide = os.path.relpath(ROOT / "benchmarks" / "README.md", folder)
+    parts = [f"# {report.title}", f"Written by the benchmark itself; see [how to read it]({guide})."]
     aims = [
         (aim.what, _bound(aim), _shown(aim.reached, aim.unit), "yes" if aim.met else "**no**") for aim in report.aims
     ]

@@ -54,7 +54,7 @@ class RunningServer:
         """Resident memory of the process and its children, in megabytes (2**20 bytes)."""
         parent = psutil.Process(self.process.pid)
         family = [parent, *parent.children(recursive=True)]
-        return float(sum(member.memory_info().rss for member in family) / 2**20)
+        return sum(map(_resident_bytes, family)) / 2**20
 
     @contextmanager
     def alone(self, others: Sequence[RunningServer]) -> Iterator[None]:
@@ -67,6 +67,13 @@ class RunningServer:
         finally:
             for other in stopped:
                 other.process.send_signal(signal.SIGCONT)
+
+
+def _resident_bytes(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.NoSuchProcess:  # a child that was listed, and has ended since
+        return 0
 
 
 def model_folder(model: str) -> Path:
@@ -100,7 +107,7 @@ def running(command: Command, logs: Path) -> Iterator[RunningServer]:
     The log goes to a file in the folder `logs`. No `ONSIGHT_` variable of the caller reaches the server, and nothing
     is looked for on the Hub.
     """
-    port = _free_port()
+    port = free_port()
     arguments = [argument.format(port=port) for argument in command.arguments]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ONSIGHT_")}
     environment |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
@@ -150,7 +157,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return int(listening.getsockname()[1])

@@ -1,15 +1,16 @@
-"""A tiny ColQwen2.5 behind a real server of this process, on a port of the loopback interface."""
+"""An application, as that of a tiny ColQwen2.5, behind a real server of this process on a port of loopback."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 from PIL import Image as Pillow
 
 from onsight.config import Settings
@@ -28,17 +29,29 @@ class _Server(uvicorn.Server):
 def served_embedder(folder: Path, name: str = "pages", **settings: object) -> Iterator[str]:
     """Serve the model in `folder` as `name`, on a thread of its own; its address."""
     site = assemble(Settings(model=str(folder), served_model_name=(name,), device="cpu", threads=1, **settings))
-    config = uvicorn.Config(site.app, port=0, log_config=None, access_log=False, lifespan="off")
+    with behind_a_port(site.app, site.start, site.close) as address:
+        yield address
+
+
+async def _nothing() -> None: ...
+
+
+@contextmanager
+def behind_a_port(
+    app: FastAPI, start: Callable[[], Awaitable[None]] = _nothing, close: Callable[[], Awaitable[None]] = _nothing
+) -> Iterator[str]:
+    """Serve `app` on a thread of its own, between `start` and `close`; its address."""
+    config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="off")
     server, ready = _Server(config), threading.Event()
 
     async def serve() -> None:
-        await site.start()
+        await start()
         serving = asyncio.create_task(server.serve())
         while not server.started:
             await asyncio.sleep(0.005)
         ready.set()
         await serving
-        await site.close()
+        await close()
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()

@@ -196,6 +196,11 @@ class Settings(BaseModel):
 
     ui: bool | None = Field(None, description="Serve the page at /ui; if unset, where the extra `ui` is installed.")
 
+    otlp_endpoint: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="OpenTelemetry collector's URL for traces, as http://host:4318/v1/traces.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines as text or as JSON.")
 

@@ -66,6 +66,8 @@ _READ_BY: Mapping[str, tuple[Kind | Literal["embed"], ...]] = {
     "quantize": ("torch",),
     "kv_cache_tokens": ("torch",),
     "threads": ("torch", "llama", "embed"),
+    "max_queue_tokens": ("torch",),
+    "stall_timeout_s": ("torch", "embed"),
     "image_cache_mb": ("torch", "llama"),
     "revision": ("torch", "llama", "vllm"),
 }

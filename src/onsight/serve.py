@@ -29,6 +29,7 @@ from onsight.api.keys import KeyBook, Scope
 from onsight.api.metrics import Metrics
 from onsight.api.request_log import log_request
 from onsight.api.slow_heads import bounded_protocol
+from onsight.api.traces import Traces
 from onsight.config import LOOPBACK_HOSTS, MEGABYTE, Settings, tell_gradio
 from onsight.core.engine import Engine, Progress
 from onsight.core.errors import StartError
@@ -59,6 +60,7 @@ class Site:
     door: MediaDoor
     page: Page | None = None
     index: Collection | None = None
+    traces: Traces | None = None
 
     async def start(self) -> None:
         """Load every engine and, beside them, the page. Raises StartError."""
@@ -83,6 +85,8 @@ class Site:
         if self.index is not None:
             self.index.close()
         self.door.close()
+        if self.traces is not None:
+            await asyncio.to_thread(self.traces.close)
 
     @property
     def _engines(self) -> list[Engine]:
@@ -102,7 +106,8 @@ def assemble(
     door = MediaDoor(media_limits(settings))
     admission = Admission(settings.max_queue, _queue_limits(settings))
     metrics = Metrics(roster, admission, door.decoded.cache)
-    bookkeepers = (metrics.record, log_request)
+    traces = None if settings.otlp_endpoint is None else Traces(settings.otlp_endpoint)
+    bookkeepers = (metrics.record, log_request, *(() if traces is None else (traces.record,)))
     chat = Chat(roster, door, admission, bookkeepers)
     index = _index(settings, roster)
     embed = Embed(roster, door, admission, bookkeepers, settings.max_inputs, index)
@@ -123,7 +128,7 @@ def assemble(
         page=page,
     )
     app = create_app(Services(roster, chat, embed, admission, metrics), api, lifespan)
-    return Site(app, chat, roster, admission, door, page, index)
+    return Site(app, chat, roster, admission, door, page, index, traces)
 
 
 def _index(settings: Settings, roster: Roster) -> Collection | None:

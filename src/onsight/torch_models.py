@@ -123,4 +123,6 @@ def _torch_settings(settings: Settings) -> TorchSettings:
         image_cache_bytes=settings.image_cache_mb * MEGABYTE,
         kv_cache_tokens=settings.kv_cache_tokens,
         threads=settings.threads,
+        stall_s=settings.stall_timeout_s,
+        max_queue_tokens=settings.max_queue_tokens,
     )

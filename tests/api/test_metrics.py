@@ -76,3 +76,15 @@ async def test_two_applications_count_apart(build: Callable[..., Bench]) -> None
     first, second = build(), build()
     await first.chat()
     assert ("onsight_generation_tokens_total", "") not in await read(second)
+
+
+async def test_waiting_media_and_refusals_before_any_task_are_counted(bench: Bench) -> None:
+    picture = {"type": "image_url", "image_url": f"data:image/png;base64,{png()}"}
+    await bench.chat(messages=user({"type": "text", "text": "look here"}, picture), max_tokens=5)
+    await bench.chat(no_such_field=1)
+    await bench.get("/nothing")
+    metrics = await read(bench)
+    assert metrics["onsight_media_seconds_total", ""] > 0
+    assert metrics["onsight_request_queue_time_seconds_count", ""] == 1
+    assert metrics["onsight_queue_waiting", ""] == metrics["onsight_queue_pixels", ""] == 0
+    assert metrics["onsight_refusals_total", "unknown_field"] == metrics["onsight_refusals_total", "not_found"] == 1

@@ -38,11 +38,18 @@ class Visit:
         page.on("request", lambda request: self._asked(request.url))
         page.on("console", lambda message: message.type == "error" and self.complaints.append(message.text))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("response", lambda answer: answer.status >= 400 and self.complaints.append(answer.url))
+        page.on("response", lambda answer: answer.status >= 400 and self._refused(answer))
+
+    def _refused(self, answer: object) -> None:
+        self.complaints.append(f"{answer.status} {answer.url}")
 
     def _asked(self, url: str) -> None:
         if not url.startswith((f"{self.url}/", "data:", "blob:")):
             self.strangers.append(url)
+
+    def leave(self) -> None:
+        """Close the page, which else complains when its server goes."""
+        self.page.context.close()
 
     def tab(self, name: str) -> None:
         self.page.get_by_role("tab", name=name, exact=True).click()

@@ -60,6 +60,10 @@ def bot(visited: Visit) -> object:
     return visited.page.locator("#talk .bot.message")
 
 
+def figures(visited: Visit) -> object:
+    return visited.page.locator(".prose.figures:visible")
+
+
 def text_of(visited: Visit, element: str) -> object:
     return visited.page.locator(f"#{element} textarea, #{element} input").first
 
@@ -90,12 +94,16 @@ def test_a_second_question_knows_the_picture_and_the_first_answer(
     expect(bot(visited).nth(1)).to_contain_text(known.colour)
 
 
-# Names and forms of files; what the server says in English is folded away, and the way to the English page is English.
-LATIN = r"Onsight|English|peek|leaf|torch|cpu|PDF|CSV|JSONL|\.txt|curl[^\n]*|[xy][12](,[xy][12])*|\S+\.(png|pdf)|Draft"
+# Names, kinds and sizes of files, and what only English is understood for: Peek's and Leaf's questions.
+LATIN = (
+    r"Onsight|English|peek|leaf|torch|cpu|PDF|CSV|JSONL|KB|\.txt|\.png|page_\d|screen|curl[^\n]*|[xy][12](,[xy][12])*"
+    r"|Draft|the liability of the mayor"
+)
 SEEN = """() => {
   const texts = [document.title];
   for (const one of document.querySelectorAll('body *')) {
-    if (one.closest('[lang=en], script, style') || !one.checkVisibility({visibilityProperty: true})) continue;
+    if (one.closest('[lang=en], script, style, #captions-table tbody')) continue;
+    if (!one.checkVisibility({visibilityProperty: true})) continue;
     for (const node of one.childNodes) if (node.nodeType === Node.TEXT_NODE) texts.push(node.textContent);
     for (const name of ['aria-label', 'title', 'placeholder', 'alt']) texts.push(one.getAttribute(name) ?? '');
   }
@@ -150,6 +158,18 @@ def test_clear_forgets_the_conversation(visit: Open, screen_file: Path) -> None:
     expect(visited.page.locator("#talk .user img")).to_have_count(0)
 
 
+def test_clear_in_the_middle_of_an_answer_forgets_it_too(visit: Open, tmp_path: Path) -> None:
+    with served(str(write_smolvlm(tmp_path / "model")), ONSIGHT_UI="on") as running:
+        visited = visit(url=running.url)
+        ask(visited, "Go on and on.")
+        expect(bot(visited).first).not_to_be_empty()
+        visited.page.get_by_role("button", name="Clear", exact=True).last.click()
+        expect(bot(visited)).to_have_count(0)
+        visited.page.wait_for_timeout(1000)
+        expect(visited.page.locator("#talk .message")).to_have_count(0)
+        visited.leave()
+
+
 def test_a_message_without_words_is_an_error_in_words(visit: Open) -> None:
     visited = visit("ru-RU")
     ask(visited, " ")
@@ -164,7 +184,7 @@ def test_the_text_is_read_and_kept_as_a_file(visit: Open, screen_file: Path, scr
     put(visited, screen_file)
     visited.page.click("#ocr-read")
     expect(text_of(visited, "ocr-text")).to_have_value(re.compile("Tomorrow"))
-    expect(visited.page.locator(".figures:visible")).to_contain_text(RATE[language])
+    expect(figures(visited)).to_contain_text(RATE[language])
     with visited.page.expect_download() as kept:
         visited.page.click("#ocr-download")
     assert re.fullmatch(r"ocr_result_\d{8}_\d{6}\.txt", kept.value.suggested_filename)
@@ -208,7 +228,7 @@ def test_a_typed_box_is_described_and_each_mistake_is_named(
     visited, words = visit(LANGUAGES[language]), load_words(language)
     visited.tab(words("region.tab"))
     attach(visited, "region-picture", screen_file)
-    field, alert = text_of(visited, "region-box"), visited.page.locator(".problem:visible")
+    field, alert = text_of(visited, "region-box"), visited.page.locator(".problem:visible [role=alert]")
     width, height = screen.image.size
     for typed, sentence in (
         ("1,2,3", words("mistake.box_count", count=3, text="1,2,3")),
@@ -222,7 +242,7 @@ def test_a_typed_box_is_described_and_each_mistake_is_named(
     box = next(widget.box for widget in screen.widgets if widget.text == "Tomorrow")
     field.fill(", ".join(map(str, box)))
     describe(visited)
-    expect(alert).to_have_text("")
+    expect(alert).to_have_count(0)
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -296,7 +316,7 @@ def test_pages_are_ranked_and_show_what_was_found(visit: Open, tmp_path: Path, l
         expect(rows).to_have_count(4)
         expect(rows.first).to_contain_text(first)
         expect(visited.page.locator("#search-best img")).to_have_count(4)
-        visited.page.reload()
+        visited.page.locator("#search-files").get_by_label(words("chat.clear"), exact=True).click()
 
 
 def test_the_example_pages_are_searched_with_two_clicks(visit: Open) -> None:
@@ -314,6 +334,7 @@ def test_a_retriever_alone_has_the_search_tab_alone(visit: Open) -> None:
         visited = visit(url=running.url)
         expect(visited.page.locator("#state")).to_contain_text("leaf")
         expect(visited.page.get_by_role("tab")).to_have_text([load_words("en")("search.tab")])
+        visited.leave()
 
 
 def test_a_video_is_asked_about_twice_and_shows_the_frames_that_were_seen(visit: Open, tmp_path: Path) -> None:
@@ -331,6 +352,7 @@ def test_a_video_is_asked_about_twice_and_shows_the_frames_that_were_seen(visit:
         assert ["videos=1" in line for line in tasks] == [True, True]
         cached = int(re.search(r"cached=(\d+)", tasks[1])[1])
         assert cached > 0
+        visited.leave()
 
 
 def test_two_visitors_at_once_keep_apart(visit: Open, screen_file: Path, tmp_path: Path) -> None:
@@ -345,7 +367,7 @@ def test_two_visitors_at_once_keep_apart(visit: Open, screen_file: Path, tmp_pat
         visited.page.click("#ocr-read")
     texts = []
     for visited in visits:
-        expect(visited.page.locator(".figures:visible")).not_to_be_empty()
+        expect(figures(visited)).not_to_be_empty()
         texts.append(text_of(visited, "ocr-text").input_value())
     assert "Tomorrow" in texts[0]
     assert any(widget.text in texts[1] for widget in second.widgets)
@@ -374,6 +396,7 @@ def test_a_key_is_asked_for_once(visit: Open, screen_file: Path) -> None:
         visited.page.get_by_role("button").click()
         ask(visited, "hello")
         expect(bot(visited)).to_contain_text("fake engine: hello")
+        visited.leave()
         visited.complaints[:] = [complaint for complaint in visited.complaints if "401" not in complaint]
 
 
@@ -391,8 +414,9 @@ def test_stop_and_a_closed_tab_free_the_place(visit: Open) -> None:
             if end == "stop":
                 visited.page.get_by_role("button", name="Stop", exact=True).first.click()
             else:
-                visited.page.close()
+                visited.leave()
             wait_until(lambda: taken(running) == 0)
+            visited.leave()
 
 
 SHOTS = Path(__file__).parents[2] / "docs" / "images" / "page"
@@ -432,7 +456,7 @@ def _chat(visited: Visit, words: Words, file: Path, screen: Screen) -> None:
 def _ocr(visited: Visit, words: Words, file: Path, screen: Screen) -> None:
     put(visited, file)
     visited.page.click("#ocr-read")
-    expect(visited.page.locator(".figures:visible")).not_to_be_empty()
+    expect(figures(visited)).not_to_be_empty()
 
 
 def _region(visited: Visit, words: Words, file: Path, screen: Screen) -> None:
@@ -465,5 +489,6 @@ def _many(visited: Visit, words: Words, file: Path, screen: Screen) -> None:
 def _photograph(visited: Visit, path: Path) -> None:
     """A screenshot as a PNG of few colours, which is small."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    shot = Image.open(io.BytesIO(visited.page.screenshot(animations="disabled"))).convert("RGB")
+    visited.page.evaluate("window.scrollTo(0, 0)")
+    shot = Image.open(io.BytesIO(visited.page.screenshot(animations="disabled", full_page=True))).convert("RGB")
     shot.quantize(96, dither=Image.Dither.NONE).save(path, "PNG", optimize=True)

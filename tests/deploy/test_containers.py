@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 DOCKERFILES = [ROOT / "deploy/Dockerfile", ROOT / ".runpod/Dockerfile"]
 STAGES = [(path, name) for path in DOCKERFILES for name in read(path)[1]]
 TARGETS = ("cpu", "gpu", "cpu-baked", "gpu-baked")
-SCRIPTS = [ROOT / "start_runpod.sh", ROOT / ".ci/run"]
+SCRIPTS = [ROOT / "start_runpod.sh", ROOT / ".ci/run", ROOT / "deploy/ray/start.sh"]
 
 
 def lines_of(path: Path, target: str) -> list[tuple[str, str]]:
@@ -71,7 +71,7 @@ def test_a_baked_target_pulls_with_a_secret_and_serves_offline(target: str) -> N
 def test_the_hubs_image_is_made_as_the_gpu_image_is() -> None:
     ours, hubs = (read(path)[1] for path in DOCKERFILES)
     assert hubs["wheel"].steps == ours["wheel"].steps
-    install = [rest.replace('"$(echo /wheels/*.whl)[runpod]"', "/wheels/*.whl") for _, rest in hubs["packages"].steps]
+    install = [rest.replace(".whl)[runpod]", ".whl)[ui]") for _, rest in hubs["packages"].steps]
     assert install == [rest for _, rest in ours["packages-gpu"].steps]
 
 
@@ -106,6 +106,8 @@ def filled(value: object, **given: str) -> str:
         ("peek", 8000, None),
         ("holo-api", 8000, "hf-cache:/data/hf-cache"),
         ("captions", 8000, "hf-cache:/data/hf-cache"),
+        ("api-cpu", 7001, "hf-cache:/data/hf-cache"),
+        ("api-gpu", 7002, "hf-cache:/data/hf-cache"),
         ("smolvlm2", 7860, "../data/hf_cache:/data/hf_cache"),
         ("llama-vision", 5000, "../models:/models:ro"),
     ],
@@ -155,3 +157,15 @@ def test_hadolint_and_shellcheck_find_nothing() -> None:
     for command in (["hadolint", *map(str, DOCKERFILES)], ["shellcheck", *map(str, SCRIPTS)]):
         done = subprocess.run([str(tools / command[0]), *command[1:]], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.deploy
+@pytest.mark.parametrize(
+    ("schema", "files"), [("compose-spec", "deploy/compose.yaml"), ("github-workflows", ".github/workflows/*.yaml")]
+)
+def test_compose_and_the_workflows_are_as_their_schemas_want(schema: str, files: str) -> None:
+    found = sorted(ROOT.glob(files))
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, found)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found
+    assert done.returncode == 0, done.stdout + done.stderr

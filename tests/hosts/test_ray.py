@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.media.pictures import data_url, plain
 from tests.servers import wait_until
 
 pytestmark = pytest.mark.ray
@@ -33,7 +36,7 @@ class Cluster:
     """Two nodes; `head` and `second`: addresses of their proxies."""
 
     ray: Any
-    cluster: Any
+    nodes: Any
     node: Any
     head: str
     second: str
@@ -54,14 +57,18 @@ class Cluster:
         except httpx.TransportError:
             return False
 
-    def replicas(self) -> list[str]:
-        """Names of the actors that answer."""
+    def running(self) -> int:
+        """How many replicas answer."""
         from ray import serve
 
         deployments = serve.status().applications["one"].deployments
-        return [
-            name for one in deployments.values() for name, count in one.replica_states.items() for _ in range(count)
-        ]
+        return sum(one.replica_states.get("RUNNING", 0) for one in deployments.values())
+
+    def kill(self, replica: str) -> None:
+        """End a replica's process as the kernel would for want of memory."""
+        names = [one["name"] for one in self.ray.util.list_named_actors(all_namespaces=True)]
+        (name,) = [name for name in names if name.endswith(f"#{replica}")]
+        self.ray.kill(self.ray.get_actor(name, namespace="serve"))
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +110,47 @@ def ask(address: str, body: Mapping[str, object]) -> httpx.Response:
     return httpx.post(f"{address}/v1/chat/completions", json=body, headers=KEY, timeout=60)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ({"scaling": {"replicas": 2}}, "replicas"),
+        ({"port": 80}, "option port has no effect here"),
+        ({"colour": "red"}, "colour"),
+        ({"no_auth": False}, "no key is set"),
+    ],
+)
+def test_an_application_that_is_not_right_is_refused_before_it_is_deployed(
+    monkeypatch: pytest.MonkeyPatch, arguments: dict[str, object], why: str
+) -> None:
+    from onsight.core.errors import StartError
+    from onsight.hosts.ray import build
+
+    monkeypatch.delenv("ONSIGHT_API_KEY", raising=False)
+    with pytest.raises(StartError, match=why):
+        build(arguments)
+
+
+def test_a_request_is_named_after_its_first_picture_else_after_its_first_words() -> None:
+    from onsight.hosts.ray import conversation
+
+    def name(body: Mapping[str, object]) -> str:
+        return conversation(json.dumps(body).encode(), "application/json")
+
+    first, second = (data_url(plain(size=(size, 24))) for size in (32, 33))
+    assert name(chat("what?", first)) == name(chat("why?", first)) == name({"image": {"url": first}, "length": "short"})
+    assert name(chat("what?", first)) != name(chat("what?", second))
+    words = [{"role": "user", "content": "hello"}]
+    later = [*words, {"role": "assistant", "content": "hi"}, {"role": "user", "content": "and now?"}]
+    assert name({"messages": words}) == name({"messages": later, "max_tokens": 5}) == name({"input": words})
+    assert name({"messages": words}) != name({"messages": later[2:]})
+    form = b'--%b\r\nContent-Disposition: form-data; name="file"\r\n\r\npixels\r\n--%b--'
+    forms = [
+        conversation(form % (mark, mark), f"multipart/form-data; boundary={mark.decode()}") for mark in (b"a1", b"b2")
+    ]
+    assert forms[0] == forms[1]
+    assert conversation(b"{", "application/json") != conversation(b"[", "application/json")
+
+
 def test_plain_answers_and_streams_come_through_either_nodes_proxy(cluster: Cluster) -> None:
     cluster.deploy(min_replicas=2, max_replicas=2, replicas_a_node=1)
     whole = ask(cluster.head, chat(temperature=0))
@@ -124,3 +172,98 @@ def test_a_key_is_asked_for_and_refusals_are_the_servers_own(cluster: Cluster) -
     assert refused.headers.get_list("x-request-id") == [refused.headers["x-request-id"]]
     nowhere = httpx.get(f"{cluster.head}/nowhere", headers=KEY)
     assert (nowhere.status_code, nowhere.json()["error"]["code"]) == (404, "not_found")
+
+
+def test_requests_about_one_picture_meet_in_one_replica_through_either_proxy(cluster: Cluster) -> None:
+    cluster.deploy(min_replicas=2, max_replicas=2)
+    pictures = [data_url(plain(size=(32 + index, 24))) for index in range(12)]
+    met = [{ask(address, chat("what?", one)).headers[ANSWERED_BY] for address in _both(cluster)} for one in pictures]
+    assert all(len(replicas) == 1 for replicas in met)
+    assert len(set.union(*met)) == 2
+    # The conversation goes on where it began.
+    later = chat("what?", pictures[0])["messages"], [{"role": "assistant", "content": "blue"}], chat("why?")["messages"]
+    body = {"messages": [turn for turns in later for turn in turns]}  # type: ignore[attr-defined]
+    assert {ask(cluster.head, body).headers[ANSWERED_BY]} == met[0]
+
+
+def _both(cluster: Cluster) -> tuple[str, str]:
+    return cluster.head, cluster.second
+
+
+class Load:
+    """Callers that ask again and again until they are told to stop. `seen`: statuses and errors, and how many."""
+
+    def __init__(self, addresses: tuple[str, ...], callers: int, pause_s: float = 0.0) -> None:
+        self._pause_s = pause_s
+        self.seen: Counter[str] = Counter()
+        self._stopped = False
+        self._callers = [asyncio.create_task(self._call(addresses[index % len(addresses)])) for index in range(callers)]
+
+    async def _call(self, address: str) -> None:
+        async with httpx.AsyncClient(headers=KEY, timeout=60) as client:
+            count = 0
+            while not self._stopped:
+                count += 1
+                await asyncio.sleep(self._pause_s)
+                body = chat(f"question {count} of {id(client)}", max_tokens=2000)
+                try:
+                    answer = await client.post(f"{address}/v1/chat/completions", json=body)
+                    self.seen[str(answer.status_code)] += 1
+                except httpx.TransportError as error:
+                    self.seen[type(error).__name__] += 1
+                    await asyncio.sleep(0.1)
+
+    async def stop(self) -> Counter[str]:
+        self._stopped = True
+        await asyncio.gather(*self._callers)
+        return self.seen
+
+
+async def until(true: object, timeout_s: float = 60.0) -> None:
+    """As `wait_until`, while callers go on."""
+    await asyncio.to_thread(wait_until, true, timeout_s)
+
+
+async def test_replicas_come_with_load_and_go_after_it_and_no_request_is_lost(cluster: Cluster) -> None:
+    cluster.deploy(min_replicas=1, max_replicas=3, target_requests=1, upscale_delay_s=0.2, downscale_delay_s=1)
+    load = Load(_both(cluster), 8)
+    await until(lambda: cluster.running() == 3)
+    seen = await load.stop()
+    few = Load((cluster.head,), 1, pause_s=0.2)
+    await until(lambda: cluster.running() == 1)
+    seen += await few.stop()
+    assert seen.keys() == {"200"}
+
+
+async def test_a_killed_replica_costs_no_request_that_has_not_begun_and_ends_streams_with_an_error(
+    cluster: Cluster,
+) -> None:
+    cluster.deploy(min_replicas=2, max_replicas=2)
+    load = Load((cluster.head,), 6)
+    await until(lambda: load.seen["200"] > 6)
+    async with httpx.AsyncClient(headers=KEY, timeout=60) as client:
+        body = chat("long " * 20, stream=True, max_tokens=4000)
+        async with client.stream("POST", f"{cluster.head}/v1/chat/completions", json=body) as response:
+            pieces = response.aiter_text()
+            first = await anext(pieces)
+            cluster.kill(response.headers[ANSWERED_BY])
+            text = first + "".join([piece async for piece in pieces])
+    error = json.loads(text.strip().split("\n\n")[-1].removeprefix("data: "))["error"]
+    assert (error["type"], error["code"]) == ("server_error", "replica_lost")
+    killed_at = load.seen["200"]
+    await until(lambda: load.seen["200"] > killed_at + 40)
+    assert (await load.stop()).keys() == {"200"}
+
+
+async def test_a_lost_node_costs_the_connections_to_its_own_proxy_alone(cluster: Cluster) -> None:
+    cluster.deploy(min_replicas=2, max_replicas=2, replicas_a_node=1)
+    near, far = Load((cluster.head,), 4), Load((cluster.second,), 4)
+    await until(lambda: min(near.seen["200"], far.seen["200"]) > 8)
+    await asyncio.to_thread(cluster.nodes.remove_node, cluster.node, allow_graceful=False)
+    lost_at = near.seen["200"]
+    await until(lambda: near.seen["200"] > lost_at + 40)
+    told, lost = await near.stop(), await far.stop()
+    assert told.keys() == {"200"}
+    assert lost.pop("200") > 8
+    assert lost.keys() <= {"ReadError", "RemoteProtocolError", "ConnectError"}
+    print(f"connections lost with their own proxy: {lost}")

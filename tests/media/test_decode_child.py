@@ -135,6 +135,7 @@ def test_apart_a_picture_has_the_pixels_that_it_has_here(child: DecodeChild, for
     here = io.BytesIO()
     draw_picture(file, here)
     assert decode_image(file, ImageOptions(), child).pixels == here.getvalue()
+    assert len(processes()) == 1
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -14,14 +15,18 @@ import pytest
 import pytest_asyncio
 
 from onsight.api.app import ApiSettings, Services, create_app
-from onsight.api.keys import KeyBook
+from onsight.api.keys import KeyBook, new_key, write_keys
 from onsight.api.metrics import Metrics
-from onsight.config import tell_gradio
+from onsight.config import Settings, tell_gradio
+from onsight.engines.torch_engine import TorchEmbedEngine
 from onsight.media.door import MediaDoor
+from onsight.serve import assemble
+from onsight.tasks.embed import Embed
+from onsight.tasks.roster import Roster
 from onsight.ui.desk import Workplace
 from onsight.ui.page import Page
 from onsight.ui.words import load_words
-from tests.ui.conftest import Office, furnished
+from tests.ui.conftest import LEAF, LEAF_CARD, Office, furnished
 
 pytest.importorskip("gradio")
 
@@ -37,9 +42,8 @@ def services_of(place: Workplace) -> Services:
 
 
 @asynccontextmanager
-async def opened(office: Office, folder: Path, key: str | None = None) -> AsyncIterator[Opened]:
+async def opened(place: Workplace, folder: Path, key: str | None = None) -> AsyncIterator[Opened]:
     """A client of an application with a page that was started."""
-    place = office.desk.place
     kept = dict(os.environ)
     tell_gradio(folder)
     keys = KeyBook(key)
@@ -65,7 +69,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[httpx.AsyncClient]:
     doors: list[MediaDoor] = []
     office = furnished(tmp_path_factory.mktemp("office"), doors)
-    async with opened(office, tmp_path_factory.mktemp("uploads")) as (found, _):
+    async with opened(office.desk.place, tmp_path_factory.mktemp("uploads")) as (found, _):
         yield found
     doors[0].close()
 
@@ -84,6 +88,8 @@ async def test_the_page_names_no_other_host_and_may_ask_none(client: httpx.Async
         assert not re.search(r"https?://(?!here)[a-z]", head)
         assert "manifest.json" not in answer.text
         assert f'lang="{language}"' in answer.text
+        # Gradio's own labels are in the page's language, whatever the browser's is.
+        assert f"<head><script>Object.defineProperty(navigator, 'language', {{value: '{language}'}})" in answer.text
         policy = answer.headers["content-security-policy"]
         assert "default-src 'self'" in policy
         assert "connect-src 'self'" in policy
@@ -111,7 +117,7 @@ async def test_the_file_route_refuses_what_nobody_uploaded(client: httpx.AsyncCl
 
 
 async def test_uploads_go_to_a_folder_of_their_own_that_is_removed(office: Office, tmp_path: Path) -> None:
-    async with opened(office, tmp_path / "uploads") as (client, folder):
+    async with opened(office.desk.place, tmp_path / "uploads") as (client, folder):
         files = {"files": ("picture.png", b"pixels", "image/png")}
         (name,) = (await client.post("/ui/en/gradio_api/upload", files=files)).json()
         assert Path(name).is_relative_to(folder)
@@ -119,7 +125,7 @@ async def test_uploads_go_to_a_folder_of_their_own_that_is_removed(office: Offic
 
 
 async def test_a_server_with_a_key_asks_for_it_before_anything_is_shown(office: Office, tmp_path: Path) -> None:
-    async with opened(office, tmp_path / "uploads", KEY) as (client, _):
+    async with opened(office.desk.place, tmp_path / "uploads", KEY) as (client, _):
         words = load_words("ru")
         led = await client.get("/", headers=HTML, follow_redirects=True)
         assert [step.headers["location"] for step in led.history] == ["ui", "/ui/", "/ui/ru/"]
@@ -161,6 +167,41 @@ async def test_a_key_that_is_taken_back_closes_the_page(office: Office, tmp_path
         assert (await client.post("/ru/", data={"key": KEY})).status_code == 303
         valid.clear()
         assert (await client.get("/ru/config")).status_code == 401
+
+
+async def test_a_retriever_alone_has_a_page_with_the_search_tab_alone(tmp_path: Path) -> None:
+    doors: list[MediaDoor] = []
+    engine = TorchEmbedEngine(LEAF, LEAF_CARD)
+    place = furnished(tmp_path / "office", doors, finds=engine).desk.place
+    roster = Roster([], place.roster.embedders)
+    alone = replace(place, roster=roster, embed=Embed(roster, doors[0], place.admission))
+    async with opened(alone, tmp_path / "uploads") as (client, _):
+        config = (await client.get("/ui/ru/config")).json()
+        tabs = [one["props"]["label"] for one in config["components"] if one["type"] == "tabitem"]
+        assert tabs == [load_words("ru")("search.tab")]
+    await engine.close()
+    doors[0].close()
+
+
+@pytest.mark.parametrize(
+    ("models", "opens"), [(["leaf"], ["embed", "both"]), (["peek"], ["chat", "both"]), (["peek", "leaf"], ["both"])]
+)
+async def test_a_key_opens_the_page_that_does_no_more_than_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: list[str], opens: list[str]
+) -> None:
+    file, keys = tmp_path / "keys.json", {}
+    for name, scopes in (("chat", ["chat"]), ("embed", ["embed"]), ("both", ["chat", "embed"])):
+        keys[name] = new_key(name, scopes)
+    write_keys(file, [key for _, key in keys.values()])
+    for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "GRADIO_ALLOWED_PATHS"):
+        monkeypatch.setenv(name, "")  # put back at the end
+    named = dict(zip(("model", "embed_model"), models, strict=False))
+    site = assemble(Settings(**named, keys_file=file, ui=True, device="cpu"), with_page=True)
+    transport = httpx.ASGITransport(site.page)
+    async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        codes = {name: (await client.post("/ru/", data={"key": key})).status_code for name, (key, _) in keys.items()}
+    assert [name for name, code in codes.items() if code == 303] == opens
+    await site.close()
 
 
 async def test_without_a_page_there_is_nothing_at_ui(office: Office) -> None:

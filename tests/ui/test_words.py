@@ -36,7 +36,7 @@ def test_the_page_asks_for_no_key_that_is_missing_and_leaves_none_unused() -> No
     known = set(load_words("en").texts)
     assert asked <= known
     built = re.compile(
-        r"error\.|page\.(state|only)_|locate\.(point|box)$|search\.(rank|place|score)$"
+        r"error\.|labels\.|page\.(state|only)_|locate\.(point|box)$|search\.(rank|place|score)$"
         r"|captions\.(short|normal|long|file|caption|csv|jsonl)"
     )
     assert {key for key in known - asked if not built.match(key)} == set()

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from onsight import __version__
 from onsight.api.auth import PAGE, Auth
@@ -23,6 +23,7 @@ from onsight.api.body_limits import BodyLimits
 from onsight.api.boundary import Boundary
 from onsight.api.compat import colqwen, infer
 from onsight.api.compat.llama_vision import InferRequest
+from onsight.api.described_errors import describe_errors
 from onsight.api.docs import DocsRoutes
 from onsight.api.errors import Envelope, ErrorAnswer, translate_http_exception, translate_validation_error
 from onsight.api.health import About, Health, HealthRoutes, Ready
@@ -66,7 +67,7 @@ def create_app(services: Services, settings: ApiSettings, lifespan: Lifespan | N
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
-        middleware=_layers(settings),
+        middleware=_layers(services, settings),
         lifespan=lifespan,
         responses={"default": {"model": ErrorAnswer, "description": "An error"}},
         exception_handlers={
@@ -86,10 +87,10 @@ async def _lead_to_page(request: Request) -> Response:
     return RedirectResponse(f"{request.scope.get('root_path', '')}{PAGE}/")
 
 
-def _layers(settings: ApiSettings) -> list[Middleware]:
+def _layers(services: Services, settings: ApiSettings) -> list[Middleware]:
     """What every request passes before its route, outermost first."""
     layers = [
-        Middleware(Boundary, envelopes=ENVELOPES),
+        Middleware(Boundary, envelopes=ENVELOPES, refused=services.metrics.refuse),
         Middleware(OriginCheck, hosts=settings.allowed_hosts, origins=settings.origins),
     ]
     if settings.loopback_only:
@@ -140,6 +141,7 @@ class _Application(FastAPI):
                 schemas[body.__name__] = schema
             described["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             described["security"] = [{"key": []}, {}]
+            describe_errors(described)
             self.openapi_schema = described
         return self.openapi_schema
 
@@ -184,7 +186,10 @@ def _reads_picture(body: type[BaseModel]) -> dict[str, Any]:
 
 def _streams(event: type[BaseModel]) -> dict[str, Any]:
     """The description of a route that may answer with a stream of `event`s."""
-    return {"content": {"text/event-stream": {"schema": _reference(event)}}}
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": _reference(event)}
+    fields = {"event": {"type": "string"}, "data": data}
+    sent = {"type": "object", "description": "An event; the last one's `data` may be [DONE].", "properties": fields}
+    return {"content": {"text/event-stream": {"schema": {**sent, "required": ["data"]}}}}
 
 
 def _reference(model: type[BaseModel]) -> Mapping[str, str]:
@@ -228,6 +233,11 @@ def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> Heal
     app.add_api_route(
         "/v1/models/{model:path}", models.get, response_model=ModelObject, summary="One model", tags=["OpenAI"]
     )
+    _add_server_routes(app, health, docs, services)
+    return health
+
+
+def _add_server_routes(app: FastAPI, health: HealthRoutes, docs: DocsRoutes, services: Services) -> None:
     app.add_api_route(
         "/", health.about, responses={200: {"model": About}}, summary="What this server is", tags=["server"]
     )
@@ -241,17 +251,21 @@ def _add_routes(app: FastAPI, services: Services, settings: ApiSettings) -> Heal
     app.add_api_route(
         "/ready", health.ready, responses={200: {"model": Ready}}, summary="Does it take requests?", tags=["server"]
     )
-    app.add_api_route("/metrics", services.metrics.answer, summary="Metrics for Prometheus", tags=["server"])
+    app.add_api_route(
+        "/metrics",
+        services.metrics.answer,
+        response_class=PlainTextResponse,
+        summary="Metrics for Prometheus",
+        tags=["server"],
+    )
     app.add_api_route("/docs", docs.page, include_in_schema=False)
     app.add_api_route("/openapi.json", docs.openapi, summary="This description", tags=["server"])
     for path, probe in (("/health", health.health), ("/ready", health.ready)):
         app.add_api_route(path, probe, methods=["HEAD"], include_in_schema=False)
-    return health
 
 
 def _add_task_routes(app: FastAPI, tasks: TaskRoutes) -> None:
-    streamed = {"content": {"text/event-stream": {"schema": _reference(TextChunk)}}}
-    said: dict[int | str, dict[str, Any]] = {200: {"model": TextAnswer, **streamed}}
+    said: dict[int | str, dict[str, Any]] = {200: {"model": TextAnswer, **_streams(TextChunk)}}
     found: dict[int | str, dict[str, Any]] = {200: {"model": LocateAnswer}}
     for path, endpoint, summary, body, answers in (
         ("/v1/caption", tasks.caption, "Say what a picture shows", CaptionRequest, said),

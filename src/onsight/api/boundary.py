@@ -9,7 +9,7 @@ import asyncio
 import logging
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -46,10 +46,19 @@ def taken_up(scope: Scope) -> None:
 
 
 class Boundary:
-    """Wraps the whole application, as ASGI middleware; `envelopes`: path -> what errors look like there."""
+    """Wraps the whole application, as ASGI middleware; `envelopes`: path -> what errors look like there.
 
-    def __init__(self, app: ASGIApp, envelopes: Mapping[str, Envelope] = MappingProxyType({})) -> None:
+    `refused`: told of each error that no task keeps books of.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        envelopes: Mapping[str, Envelope] = MappingProxyType({}),
+        refused: Callable[[RequestError], None] | None = None,
+    ) -> None:
         self._app = app
+        self._refused = refused
         self._envelopes = envelopes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,6 +84,8 @@ class Boundary:
     async def _answer(self, error: RequestError, scope: Scope, exchange: _Exchange) -> None:
         if not exchange.started:
             if not scope["state"]["taken_up"]:
+                if self._refused is not None:
+                    self._refused(error)
                 log_refusal(exchange.id, caller_name(scope), scope["method"], scope["path"], error)
             envelope = self._envelopes.get(scope["path"])
             body = None if envelope is None else envelope(error, Request(scope))

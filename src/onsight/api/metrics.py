@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from onsight.core.byte_cache import ByteCache
 from onsight.core.engine import EngineStatus
+from onsight.core.errors import RequestError
 from onsight.core.generation import FinishReason
 from onsight.core.messages import Image
 from onsight.tasks.admission import Admission
@@ -49,6 +50,7 @@ class Metrics:
             return Counter(f"onsight_{name}", text, ("model_name", *labels), registry=self._registry)
 
         self._first = histogram("time_to_first_token_seconds", "From request to first token.", _FIRST_TOKEN)
+        self._waited = histogram("request_queue_time_seconds", "From request to its turn to be worked on.", _WHOLE)
         self._each = histogram("time_per_output_token_seconds", "Per token after the first one.", _PER_TOKEN)
         self._whole = histogram("e2e_request_latency_seconds", "From request to last token.", _WHOLE)
         self._prompt = counter("prompt_tokens", "Tokens of prompts of answered requests, pictures included.")
@@ -56,8 +58,16 @@ class Metrics:
         self._generated = counter("generation_tokens", "Tokens of answers.")
         self._images = counter("images", "Pictures in requests.")
         self._videos = counter("videos", "Videos in requests.")
+        self._media = counter("media_seconds", "Seconds in which pictures and videos were opened.")
         self._success = counter("request_success", "Requests answered to the end.", "finished_reason")
         self._failure = counter("request_failure", "Requests that ended in an error or were left.", "reason")
+
+        refused = "Requests that ended in an error before a task had them."
+        self._refused = Counter("onsight_refusals", refused, ("code",), registry=self._registry)
+
+    def refuse(self, error: RequestError) -> None:
+        """Count a request that no task took up."""
+        self._refused.labels(error.code).inc()
 
     def record(self, record: Record) -> None:
         """Count an ended request."""
@@ -68,6 +78,9 @@ class Metrics:
         self._generated.labels(model).inc(record.completion_tokens)
         self._images.labels(model).inc(record.images)
         self._videos.labels(model).inc(record.videos)
+        self._media.labels(model).inc(record.media_s)
+        if record.turn_s is not None:
+            self._waited.labels(model).observe(record.turn_s - record.began_s)
         if record.first_token_ms is not None:
             self._first.labels(model).observe(record.first_token_ms / 1000)
         if record.reason not in get_args(FinishReason):
@@ -114,11 +127,12 @@ class _Gauges(Collector):
             "prefix_cached_tokens", "Prompt tokens reused.", statuses, lambda s: s.prefix_cached_tokens_total
         )
         yield _counter("engine_steps", "Steps that the engine has made.", statuses, lambda s: s.steps_total)
-        yield GaugeMetricFamily("onsight_queue_places", "Places in the queue.", self._admission.places)
-        yield GaugeMetricFamily("onsight_queue_places_taken", "Places that are taken.", self._admission.taken)
-        yield CounterMetricFamily(
-            "onsight_requests_refused", "Requests refused by a full queue.", self._admission.refused_total
-        )
+        queue = self._admission
+        yield GaugeMetricFamily("onsight_queue_places", "Places in the queue.", queue.places)
+        yield GaugeMetricFamily("onsight_queue_places_taken", "Places that are taken.", queue.taken)
+        yield CounterMetricFamily("onsight_requests_refused", "Requests refused by a full queue.", queue.refused_total)
+        yield GaugeMetricFamily("onsight_queue_waiting", "Requests and pages that wait for their turn.", queue.waiting)
+        yield GaugeMetricFamily("onsight_queue_pixels", "Pixels of media that requests have open.", queue.pixels_held)
         yield GaugeMetricFamily("onsight_decoded_cache_bytes", "Bytes of decoded pictures kept.", self._decoded.bytes)
         yield CounterMetricFamily("onsight_decoded_cache_hits", "Pictures not decoded again.", self._decoded.hits)
         yield CounterMetricFamily("onsight_decoded_cache_misses", "Pictures decoded.", self._decoded.misses)

@@ -11,7 +11,8 @@ from onsight.core.embedding import Embedding, VectorSpace
 from onsight.core.generation import Event, GenerateRequest
 from onsight.core.messages import Image, Text
 
-EngineState = Literal["loading", "ready", "draining", "dead"]
+EngineState = Literal["loading", "ready", "stalled", "draining", "dead"]
+"""`stalled`: there is work, and none of it has got on for long; it may yet go on."""
 
 Progress = Callable[[int, int], None]
 """Called with (done, total) while weights load."""

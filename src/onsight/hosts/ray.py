@@ -93,6 +93,7 @@ def _deployment(settings: Settings, scaling: Scaling) -> serve.Deployment:
         name="Onsight",
         max_ongoing_requests=settings.max_queue,
         max_queued_requests=settings.max_queue,
+        backpressure_config={"status_code": 429, "retry_after_s": 1},
         autoscaling_config=AutoscalingConfig(
             min_replicas=scaling.min_replicas,
             max_replicas=scaling.max_replicas,

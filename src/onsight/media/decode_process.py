@@ -170,7 +170,8 @@ def _open(order: Order, work: Work, given: int, answer: int) -> int:
     _bound(order)
     with open(given, "rb") as asked, open(answer, "wb") as out:
         try:
-            work(json.loads(asked.readline()), asked.read(), out)
+            given_task = json.loads(asked.readline())
+            work(given_task["task"], asked.read(given_task["bytes"]), out)
             out.flush()
         except Refused as refused:
             return refused.verdict

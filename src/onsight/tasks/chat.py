@@ -103,6 +103,7 @@ class Chat:
             with self._admission.place(call.n, call.caller), self._admission.pixels() as hold:
                 async with AsyncExitStack() as turn:
                     await deadline.within(turn.enter_async_context(self._turns.turn(call.caller)))
+                    record.turn_came()
                     messages = await deadline.within(self._open(call, loaded.card, record, hold))
                     request = GenerateRequest(messages, call.sampling, call.schema, call.tools, call.caller)
                     choices = _pages(loaded, request) if call.by_page else _choices(loaded, request, call.n)

@@ -19,7 +19,7 @@ UNFORESEEN = "internal_error"
 class Record:
     """The life of one request; times are monotonic seconds. `reason` is stop, length, cancelled, or an error's code.
 
-    `caller`: who asked, as the tasks' calls name them.
+    `caller`: who asked, as the tasks' calls name them. `turn_s`: when it was worked on; media are opened from then on.
     """
 
     request_id: str
@@ -29,6 +29,7 @@ class Record:
     images: int = 0
     videos: int = 0
     began_s: float = field(default_factory=time.monotonic)
+    turn_s: float | None = None
     opened_s: float | None = None
     first_token_s: float | None = None
     ended_s: float | None = None
@@ -38,6 +39,9 @@ class Record:
     video_tokens: int = 0
     completion_tokens: int = 0
     reason: str = UNFORESEEN
+
+    def turn_came(self) -> None:
+        self.turn_s = time.monotonic()
 
     def media_opened(self) -> None:
         self.opened_s = time.monotonic()
@@ -64,6 +68,13 @@ class Record:
         """Add one embedded input."""
         self.prompt_tokens += tokens
         self.image_tokens += image_tokens
+
+    @property
+    def media_s(self) -> float:
+        """Seconds that opening its media took; 0 where there were none."""
+        if self.turn_s is None or self.opened_s is None or not (self.images or self.videos):
+            return 0.0
+        return self.opened_s - self.turn_s
 
     @property
     def first_token_ms(self) -> float | None:

@@ -141,7 +141,9 @@ def add_chat_tab(desk: Desk) -> None:
             stop_button(words, asked)
             clear = gr.Button(words("chat.clear"), size="sm")
             for cleared in (clear.click, talk.clear):
-                cleared(_nothing, None, shown, cancels=[asked], api_visibility="private")
+                # Afterwards, since the last piece of an answer that is just being ended would come back.
+                ended = cleared(None, cancels=[asked], api_visibility="private")
+                ended.then(_nothing, None, shown, api_visibility="private")
         _add_examples(desk, field)
 
 
@@ -157,4 +159,4 @@ def _add_examples(desk: Desk, field: gr.MultimodalTextbox) -> None:
                 gr.HTML(f'<img class="example" src="{example_url(example)}" alt="">')
                 choose = gr.Button(desk.words(key), size="sm", elem_classes="example-button")
                 given = {"text": asked_in(key), "files": [str(example)]}
-                choose.click(partial(dict, given), None, field, queue=False, api_visibility="private")
+                choose.click(partial(dict, given), None, field, api_visibility="private")

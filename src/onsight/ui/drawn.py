@@ -11,6 +11,7 @@ from PIL import Image as Pillow
 
 from onsight.core.geometry import Box, Point, around
 from onsight.core.messages import Image, Video
+from onsight.media.heat_map import Heat, draw_heat
 from onsight.media.marks import draw_marks
 from onsight.ui.words import Words
 
@@ -27,10 +28,11 @@ def marked(image: Image, places: Sequence[Point | Box], label: str) -> str:
     return _figure(picture, label)
 
 
-def shown(image: Image, label: str) -> str:
-    """The whole picture."""
+def heated(image: Image, heat: Heat, label: str) -> str:
+    """The picture with `heat` laid over it."""
     picture = _pillow(image.pixels, image.width, image.height)
     picture.thumbnail((_LARGE, _LARGE))
+    draw_heat(picture, heat)
     return _figure(picture, label)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from html import escape
 
 import gradio as gr
@@ -50,7 +51,7 @@ def mount(app: FastAPI, desk: Desk, max_file_bytes: int) -> None:
         max_file_size=max_file_bytes,
         theme=gr.themes.Default(font=fonts, font_mono=mono),
         css=packaged("static/page.css"),
-        js=packaged("static/page.js"),
+        js=f"() => ({packaged('static/page.js')})({json.dumps(desk.words.section('labels'))})",
     )
 
 
@@ -84,4 +85,4 @@ def header_of(desk: Desk) -> str:
     told.append(escape(words("page.header", running=running, waiting=waiting, **queue)))
     other = next(language for language in LANGUAGES if language != words.language)
     link = f'<a href="../{other}/" lang="{other}">{escape(words("page.other_language"))}</a>'
-    return f'<h1>{escape(words("page.title"))}</h1><p id="state">{"<br>".join(told)} · {link}</p>'
+    return f'<h1>{escape(words("page.title"))}</h1>{link}<p id="state">{"<br>".join(told)}</p>'

@@ -61,7 +61,7 @@ class LocateTab:
         return "\n".join(self._line(instance) for instance in located.instances) or self._desk.words("locate.none")
 
     def _line(self, instance: Instance) -> str:
-        sure, box, point = f"{instance.confidence:.2f}", instance.box, instance.point
+        sure, box, point = f"{instance.confidence:.2g}", instance.box, instance.point
         if box is None:
             return self._desk.words("locate.point_line", x=f"{point.x:.1f}", y=f"{point.y:.1f}", sure=sure)
         edges = {"x1": f"{box.x1:.1f}", "y1": f"{box.y1:.1f}", "x2": f"{box.x2:.1f}", "y2": f"{box.y2:.1f}"}

@@ -18,9 +18,10 @@ from onsight.core.embedding import Embedding
 from onsight.core.errors import EngineFailed, InvalidRequest, RequestError, TimedOut, TooLarge
 from onsight.core.messages import ImageRef, Text
 from onsight.core.pages import Pages
+from onsight.media.heat_map import heat_map
 from onsight.tasks.embed import EmbedCall, Embedded, Refused, ScoreCall
 from onsight.ui.desk import Desk, new_id
-from onsight.ui.drawn import shown
+from onsight.ui.drawn import heated
 from onsight.ui.mistakes import Mistake
 from onsight.ui.packaged import example_url
 from onsight.ui.parts import Pictures, bind, folded, problem, problem_line, stop_button
@@ -76,6 +77,7 @@ class SearchTab:
     async def find(self, uploads: list[str], question: str) -> AsyncGenerator[Shown, None]:
         """The pages in their order as soon as it is known, then with what was found on the best. Closing it ends it."""
         words, pile, began_s = self._desk.words, _Pile(), time.monotonic()
+        told, table, best = "", "", list[str]()
         try:
             if not uploads:
                 raise Mistake("no_pages")
@@ -91,13 +93,14 @@ class SearchTab:
             ranked = await self._rank(query, pile.sheets)
             seconds = f"{time.monotonic() - began_s:.1f}"
             told = f'<p class="figures">{escape(words("search.figures", pages=len(ranked), seconds=seconds))}</p>'
-            table, best = self._table(ranked, pile), list[str]()
+            table = self._table(ranked, pile)
             yield told, "", table, ""
             for place, sheet in enumerate(ranked[:_BEST], 1):
                 best.append(await self._drawn(place, sheet, query))
-                yield told, f'<div class="found">{"".join(best)}</div>', table, ""
+                yield told, _grid(best), table, ""
         except (Mistake, RequestError) as error:
-            yield "", "", "", problem(words, error)
+            # What was found before stays.
+            yield told, _grid(best), table, problem(words, error)
 
     async def _read(self, uploads: Sequence[str], pile: _Pile) -> None:
         """Put the pages of a few files on the pile; a file that is known by its bytes is not embedded again."""
@@ -163,7 +166,7 @@ class SearchTab:
             data = await asyncio.to_thread(self._desk.uploads.read, sheet.upload)
             ((image,),) = await place.door.open_pages((ImageRef(data, pages=pages),))
             label = words("search.hit", rank=rank, place=self._name(sheet), score=f"{sheet.score:.2f}")
-            return await asyncio.to_thread(shown, image, label)
+            return await asyncio.to_thread(heated, image, heat_map(query, sheet.embedding), label)
 
     def _name(self, sheet: Sheet) -> str:
         file = Path(sheet.upload).name
@@ -187,6 +190,10 @@ class SearchTab:
                 f"{folded(words, words.details(error))}</td></tr>"
             )
         return f'<table class="rows"><thead><tr>{"".join(heads)}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+
+
+def _grid(figures: Sequence[str]) -> str:
+    return f'<div class="found">{"".join(figures)}</div>' if figures else ""
 
 
 def add_search_tab(desk: Desk) -> None:
@@ -229,4 +236,4 @@ def _add_example(desk: Desk, files: Pictures, question: gr.Textbox, asked_in: Wo
         gr.HTML(f'<p class="examples">{shown}</p>')
         choose = gr.Button(desk.words("search.example"), size="sm", elem_id="search-example")
         given = [list(map(str, desk.examples.pages)), asked_in("search.placeholder")]
-        choose.click(lambda: given, None, [files, question], queue=False, api_visibility="private")
+        choose.click(lambda: given, None, [files, question], api_visibility="private")

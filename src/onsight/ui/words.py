@@ -27,6 +27,11 @@ class Words:
     def __call__(self, key: str, **values: object) -> str:
         return self.texts[key].format_map(values)
 
+    def section(self, name: str) -> dict[str, str]:
+        """All of one section: name -> text."""
+        beginning = f"{name}."
+        return {key.removeprefix(beginning): text for key, text in self.texts.items() if key.startswith(beginning)}
+
     def sentence(self, error: Mistake | RequestError) -> str:
         """What went wrong, for the one who did it."""
         if isinstance(error, Mistake):

@@ -110,12 +110,23 @@ async def test_a_failing_preparation_is_a_failed_request(breaking: TorchEngine) 
     assert "secret" not in caught.value.message
 
 
-async def test_a_failing_decode_step_fails_those_in_it_and_the_next_request_is_answered(
+async def test_a_decode_step_that_fails_once_is_made_again_and_no_answer_shows_it(
+    breaking: TorchEngine, smolvlm_reference: SmolVLMReference, caplog: pytest.LogCaptureFixture
+) -> None:
+    requests = [asking(turn(RED, "go on"), max_tokens=20), asking(turn(POISON_TEXT, " go on"), max_tokens=20)]
+    made = await asyncio.gather(*(answer(breaking, request) for request in requests))
+    assert "going on with each alone" in caplog.text
+    for ours, request in zip(made, requests, strict=True):
+        check(ours, smolvlm_reference.generate(request.messages, 20), smolvlm_reference)
+    assert breaking.status().running == 0
+
+
+async def test_a_decode_step_of_one_that_fails_is_a_failed_request_and_the_next_is_answered(
     breaking: TorchEngine, smolvlm_reference: SmolVLMReference
 ) -> None:
-    requests = [asking(turn(RED, "go on"), max_tokens=50), asking(turn(POISON_TEXT, " go on"), max_tokens=50)]
-    made = await asyncio.gather(*(answer(breaking, request) for request in requests), return_exceptions=True)
-    assert isinstance(made[1], EngineFailed)
+    with pytest.raises(EngineFailed) as caught:
+        await answer(breaking, asking(turn(POISON_TEXT, " go on"), max_tokens=50))
+    assert "secret" not in caught.value.message
     later = asking(turn(RED, "go on"))
     check(await answer(breaking, later), smolvlm_reference.generate(later.messages, 12), smolvlm_reference)
     assert breaking.status().running == 0

@@ -23,6 +23,7 @@ FORM = {
     "type": "object",
     "properties": {"file": {"type": "string", "format": "binary", "description": "The picture."}},
     "required": ["file"],
+    "additionalProperties": False,
 }
 """The body, for the description."""
 

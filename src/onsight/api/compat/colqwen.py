@@ -33,6 +33,7 @@ FORM = {
     "type": "object",
     "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}},
     "required": ["files"],
+    "additionalProperties": False,
 }
 """The body of `POST /embed/images`, for the description."""
 

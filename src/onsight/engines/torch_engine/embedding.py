@@ -20,13 +20,14 @@ from onsight.core.messages import Image, Text
 from onsight.core.turns import Turns
 from onsight.engines.torch_engine import loading
 from onsight.engines.torch_engine.embed_queue import Asked, EmbedQueue
+from onsight.engines.torch_engine.failures import failure_of
 from onsight.engines.torch_engine.families import LoadEmbedder, load_embedder
 from onsight.engines.torch_engine.length_groups import BATCH_TOKENS
 from onsight.engines.torch_engine.prepare_pool import PreparePool
 from onsight.engines.torch_engine.prompt import Prompt
+from onsight.engines.torch_engine.pulse import STALLED, Pulse
 from onsight.engines.torch_engine.scoring import max_sim
 from onsight.engines.torch_engine.settings import TorchSettings
-from onsight.engines.torch_engine.step_loop import FAILED
 from onsight.models.card import ModelCard
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class TorchEmbedEngine:
         self._arrived = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
         self._live: set[Asked] = set()
+        self._pulse = Pulse()
         self._running = self._preparing = self._batches = self._tokens = 0
 
     @property
@@ -122,7 +124,7 @@ class TorchEmbedEngine:
         if self._loaded is None:
             return EngineStatus(self._state, "none")
         return EngineStatus(
-            state=self._state,
+            state="stalled" if self._stalled else self._state,
             device=str(self._loaded.model.device),
             running=self._running,
             waiting=self._preparing + len(self._loaded.queue),
@@ -133,6 +135,7 @@ class TorchEmbedEngine:
 
     async def embed(self, one: Text | Image, caller: str = "") -> Embedding:
         """See `EmbedEngine.embed`."""
+        self._require_progress()
         async with AsyncExitStack() as places:
             self._preparing += 1
             try:
@@ -174,36 +177,47 @@ class TorchEmbedEngine:
                 self._arrived.clear()
                 continue
             self._running = len(batch)
+            self._pulse.beat()
             made = await asyncio.get_running_loop().run_in_executor(self._model_thread, self._forward, batch)
             self._running = 0
+            self._pulse.beat(busy=False)
             self._batches += 1
             for asked, embedding in zip(batch, made, strict=True):
                 if asked.made.done():  # its caller has left
                     continue
-                if embedding is None:
-                    asked.made.set_exception(EngineFailed(FAILED))
+                if isinstance(embedding, EngineFailed):
+                    asked.made.set_exception(embedding)
                 else:
                     self._tokens += asked.tokens
                     asked.made.set_result(embedding)
 
-    def _forward(self, batch: Sequence[Asked]) -> list[Embedding | None]:
-        """On the model's thread: each one's vectors; None for what breaks, and the log says why."""
+    def _forward(self, batch: Sequence[Asked]) -> list[Embedding | EngineFailed]:
+        """On the model's thread: each one's vectors, or what its caller is told where they break."""
         assert self._loaded is not None  # nothing is asked before
         torch.set_num_threads(self._threads)
         try:
             return list(self._loaded.model.embed([asked.prompt for asked in batch]))
-        except Exception:  # the engine's boundary: whatever breaks concerns these inputs only
+        except Exception as error:  # the engine's boundary: whatever breaks concerns these inputs only
             if len(batch) == 1:
                 log.exception("an input could not be embedded; its request fails with it")
-                return [None]
+                return [failure_of(error)]
             # One input must not take its neighbours with it: find the culprit by running each alone.
             log.warning("embedding %d inputs together failed; embedding each alone", len(batch), exc_info=True)
-            return [made for asked in batch for made in self._forward([asked])]
+        return [made for asked in batch for made in self._forward([asked])]
 
     def _require_ready(self) -> _Loaded:
         if self._state != "ready" or self._loaded is None:
             raise Unavailable(f"the engine is {self._state}; try again soon")
         return self._loaded
+
+    def _require_progress(self) -> None:
+        """For new requests; those that were taken up wait."""
+        if self._stalled:
+            raise Unavailable(STALLED, retry_after_s=5)
+
+    @property
+    def _stalled(self) -> bool:
+        return self._state == "ready" and self._pulse.still_s > self._settings.stall_s
 
     def _tell_all(self, why: str) -> None:
         for asked in self._live:

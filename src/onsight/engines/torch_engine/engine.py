@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from onsight.core.engine import EngineState, EngineStatus, MemoryUse, Progress
-from onsight.core.errors import RequestError, StartError, Unavailable
+from onsight.core.errors import Overloaded, RequestError, StartError, Unavailable
 from onsight.core.generation import Event, Finished, GenerateRequest
 from onsight.core.turns import Turns
 from onsight.engines.torch_engine import kv_cache, loading
@@ -28,6 +28,7 @@ from onsight.engines.torch_engine.intake import Intake
 from onsight.engines.torch_engine.memory import memory_use, pick_scheme, require_room
 from onsight.engines.torch_engine.prefix import SlotBook
 from onsight.engines.torch_engine.prepare_pool import PreparePool
+from onsight.engines.torch_engine.pulse import STALLED
 from onsight.engines.torch_engine.runner import Runner
 from onsight.engines.torch_engine.sampling import Sampler
 from onsight.engines.torch_engine.scheduler import Scheduler
@@ -41,6 +42,9 @@ log = logging.getLogger(__name__)
 
 _PREPARED = 2
 """Pixels are prepared for so many times the running requests: enough to keep the model busy, few enough for memory."""
+
+_QUEUED = 4
+"""Prompts wait that would fill the key-value cache so many times, if nobody says otherwise."""
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -79,6 +83,7 @@ class TorchEngine:
         self._thread: threading.Thread | None = None
         self._pool = PreparePool()
         self._live: set[Sequence] = set()
+        self._prompt_tokens = 0
         self._turns = Turns(_PREPARED * self._settings.max_num_seqs)
 
     @property
@@ -113,7 +118,7 @@ class TorchEngine:
         size = self._loaded.size
         return dataclasses.replace(
             self._loaded.loop.status,
-            state=self._state,
+            state="stalled" if self._stalled else self._state,
             device=str(self._loaded.device),
             waiting=self._loaded.loop.status.waiting + self._turns.waiting,
             kv_total_tokens=size.slots * size.tokens,
@@ -123,13 +128,30 @@ class TorchEngine:
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """See `ChatEngine.generate`."""
         loaded = self._require_ready()
+        self._require_progress()
         sequence = await self._prepare(loaded.intake.read, request)
-        async with self._turns.turn(request.caller):
-            await self._prepare(loaded.intake.look, sequence.prompt)
-            self._require_ready()
-            async with aclosing(self._run(loaded.loop, sequence)) as events:
-                async for event in events:
-                    yield event
+        self._take_up(sequence, loaded)
+        try:
+            async with self._turns.turn(request.caller):
+                await self._prepare(loaded.intake.look, sequence.prompt)
+                self._require_ready()
+                async with aclosing(self._run(loaded.loop, sequence)) as events:
+                    async for event in events:
+                        yield event
+        finally:
+            self._prompt_tokens -= sequence.prompt_tokens
+
+    def _take_up(self, sequence: Sequence, loaded: _Loaded) -> None:
+        """Count its prompt, before any pixel is touched; alone it may be of any length. Raises Overloaded."""
+        size, wanted = loaded.size, self._prompt_tokens + sequence.prompt_tokens
+        most = self._settings.max_queue_tokens or _QUEUED * size.slots * size.tokens
+        if self._prompt_tokens and wanted > most:
+            raise Overloaded(
+                f"the requests that run and wait have {self._prompt_tokens} tokens of prompt, and with this one's"
+                f" {sequence.prompt_tokens} they would have more than {most}; try again in a moment"
+                " (--max-queue-tokens)"
+            )
+        self._prompt_tokens = wanted
 
     async def _run(self, loop: StepLoop, sequence: Sequence) -> AsyncGenerator[Event, None]:
         """The events of a sequence that is ready to run."""
@@ -159,6 +181,17 @@ class TorchEngine:
         if self._state != "ready" or self._loaded is None:
             raise Unavailable(f"the engine is {self._state}; try again soon")
         return self._loaded
+
+    def _require_progress(self) -> None:
+        """For new requests; those that were taken up wait."""
+        if self._stalled:
+            raise Unavailable(STALLED, retry_after_s=5)
+
+    @property
+    def _stalled(self) -> bool:
+        """Whether there is work, and no step of it has ended for long."""
+        loaded = self._loaded
+        return self._state == "ready" and loaded is not None and loaded.loop.pulse.still_s > self._settings.stall_s
 
     def _tell_all(self, error: RequestError) -> None:
         for sequence in self._live:

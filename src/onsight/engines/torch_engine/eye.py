@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The pictures that `sequence` waits for have features, or cannot have any (`broken`)."""
+    """The pictures that `sequence` waits for have features, or cannot have any (`broken` says why)."""
 
     sequence: Sequence
-    broken: bool = False
+    broken: Exception | None = None
 
 
 class Eye:
@@ -76,20 +76,23 @@ class Eye:
         # Before the reports: whoever reads on then may have the cores.
         self._cores.looking = False
         for sequence in sequences:
-            self._report(Seen(sequence, sequence in broken))
+            self._report(Seen(sequence, broken.get(sequence)))
 
-    def _broken(self, sequences: Rows[Sequence]) -> Rows[Sequence]:
+    def _broken(self, sequences: Rows[Sequence]) -> dict[Sequence, Exception]:
         """Encode all that these sequences have yet to read; those of them whose pictures cannot be encoded."""
         try:
             self.encode([span for sequence in sequences for span in sequence.unseen()])
-        except Exception:  # the engine's boundary: whatever breaks concerns these requests only
+            return {}
+        except Exception as error:  # the engine's boundary: whatever breaks concerns these requests only
             if len(sequences) == 1:
                 log.exception("a picture could not be encoded; its request fails with it")
-                return sequences
+                return {sequences[0]: error}
             # One picture must not take its neighbours with it: find the culprit by looking at each request's alone.
             log.warning("encoding %d requests' pictures together failed; encoding each alone", len(sequences))
-            return [one for sequence in sequences for one in self._broken([sequence])]
-        return []
+        broken: dict[Sequence, Exception] = {}
+        for sequence in sequences:
+            broken.update(self._broken([sequence]))
+        return broken
 
     def encode(self, spans: Rows[Span]) -> None:
         """Give these pictures features, on this thread: each once, in one batch; what the cache has is taken over."""

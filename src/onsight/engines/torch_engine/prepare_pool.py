@@ -9,8 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from onsight.core.errors import EngineFailed, RequestError
-from onsight.engines.torch_engine.step_loop import FAILED
+from onsight.core.errors import RequestError
+from onsight.engines.torch_engine.failures import failure_of
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +32,9 @@ class PreparePool:
             return await asyncio.get_running_loop().run_in_executor(self._threads, work, subject)
         except RequestError:
             raise
-        except Exception:  # the engine's boundary: whatever breaks concerns this request only
+        except Exception as error:  # the engine's boundary: whatever breaks concerns this request only
             log.exception("a request could not be prepared")
-            raise EngineFailed(FAILED) from None
+            raise failure_of(error) from None
 
     def close(self) -> None:
         """Take nothing more; what runs goes on to its end."""

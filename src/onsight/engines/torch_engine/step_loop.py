@@ -10,9 +10,11 @@ from queue import Empty, SimpleQueue
 import torch
 
 from onsight.core.engine import EngineStatus
-from onsight.core.errors import EngineFailed, RequestError
+from onsight.core.errors import RequestError
 from onsight.core.generation import Candidate, Event, Finished, FinishReason, TextDelta, TokenLogprob
 from onsight.engines.torch_engine.eye import Eye, Seen
+from onsight.engines.torch_engine.failures import failure_of
+from onsight.engines.torch_engine.pulse import Pulse
 from onsight.engines.torch_engine.runner import Runner
 from onsight.engines.torch_engine.sampling import Choice, Sampler
 from onsight.engines.torch_engine.scheduler import Batch, Scheduler
@@ -20,8 +22,6 @@ from onsight.engines.torch_engine.sequence import Chunk, Sequence
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
-
-FAILED = "the engine failed on this request; the server's log says why"
 
 Outbox = list[tuple[Sequence, Event | RequestError]]
 """What one step has to say, and to whom."""
@@ -49,6 +49,7 @@ class StepLoop:
         self._inbox: SimpleQueue[Sequence | Seen | None] = SimpleQueue()
         self._outbox: Outbox = []
         self._stopping = False
+        self.pulse = Pulse()
         self._steps = self._prompt_tokens = self._cached_tokens = 0
         self.status = EngineStatus("ready", "")
 
@@ -80,8 +81,12 @@ class StepLoop:
         idle = self._scheduler.idle
         if idle:
             self._runner.rest()
+        # Who runs while there is nothing to do here has pictures that are looked at elsewhere.
+        self.pulse.beat(busy=not idle or bool(self._scheduler.running))
         try:
-            self._take(self._inbox.get(block=idle))
+            found = self._inbox.get(block=idle)
+            self.pulse.beat()
+            self._take(found)
             while True:
                 self._take(self._inbox.get_nowait())
         except Empty:
@@ -92,8 +97,8 @@ class StepLoop:
             self._scheduler.add(found)
         elif found is not None:
             found.sequence.looking = False
-            if found.broken and found.sequence in self._scheduler.running:
-                self._fail([found.sequence])
+            if found.broken is not None and found.sequence in self._scheduler.running:
+                self._fail(found.sequence, found.broken)
 
     def _step(self, batch: Batch, post: Callable[[Outbox], object]) -> None:
         for claim in batch.claims:
@@ -117,23 +122,26 @@ class StepLoop:
             self._outbox = []
 
     def _prefill(self, chunks: Rows[Chunk]) -> None:
-        said = [len(chunk.sequence.answer) for chunk in chunks]
         try:
             logits = self._runner.prefill(chunks)
-            for chunk in chunks:
-                self._scheduler.computed(chunk.sequence, chunk.stop)
-            ended = [row for row, chunk in enumerate(chunks) if chunk.last]
-            self._advance([chunks[row].sequence for row in ended], logits[ended])
-        except Exception:  # the engine's boundary: whatever breaks concerns these requests only
+            rows = [row for row, chunk in enumerate(chunks) if chunk.last]
+            ended = [chunks[row].sequence for row in rows]
+            choices = self._sampler.choose(logits[rows], ended) if rows else []
+        except Exception as error:  # the engine's boundary: whatever breaks concerns these requests only
             if len(chunks) == 1:
                 log.exception("a prompt could not be read; its request fails with it")
-                self._fail([chunks[0].sequence])
+                self._fail(chunks[0].sequence, error)
                 return
             # One prompt must not take its neighbours with it: find the culprit by reading each alone.
             log.warning("reading %d prompts together failed; reading each alone", len(chunks), exc_info=True)
-            for chunk, count in zip(chunks, said, strict=True):
-                if len(chunk.sequence.answer) == count:
-                    self._prefill([chunk])
+        else:
+            for chunk in chunks:
+                self._scheduler.computed(chunk.sequence, chunk.stop)
+            self._advance(ended, choices)
+            return
+        # Outside of the handler, which would keep alive whatever the failed forward held.
+        for chunk in chunks:
+            self._prefill([chunk])
 
     def _decode(self, sequences: Rows[Sequence]) -> None:
         for sequence in [one for one in sequences if one.outgrown]:
@@ -143,28 +151,38 @@ class StepLoop:
         if not sequences:
             return
         try:
-            logits = self._runner.decode(sequences)
+            choices = self._sampler.choose(self._runner.decode(sequences), sequences)
+        except Exception as error:  # the engine's boundary: whatever breaks concerns these requests only
+            if len(sequences) == 1:
+                log.exception("a step failed; its request fails with it")
+                self._fail(sequences[0], error)
+                return
+            log.warning("a step of %d answers failed; going on with each alone", len(sequences), exc_info=True)
+        else:
             for sequence in sequences:
                 self._scheduler.computed(sequence, sequence.computed + 1)
-            self._advance(sequences, logits)
-        except Exception:  # the engine's boundary: whatever breaks concerns these requests only
-            log.exception("a step failed; %d request(s) with it", len(sequences))
-            self._fail([sequence for sequence in sequences if sequence in self._scheduler.running])
-
-    def _fail(self, sequences: Rows[Sequence]) -> None:
-        for sequence in sequences:
-            self._scheduler.retire(sequence)
-            self._outbox.append((sequence, EngineFailed(FAILED)))
-
-    def _advance(self, sequences: Rows[Sequence], logits: torch.Tensor) -> None:
-        """Choose each sequence's next token from `logits` [sequences, vocab_rows] and tell its caller."""
-        if not sequences:
+            self._advance(sequences, choices)
             return
-        for sequence, choice in zip(sequences, self._sampler.choose(logits, sequences), strict=True):
+        # Nothing of the failed step counts: its keys and values are written again, over the same places.
+        for sequence in sequences:
+            self._decode([sequence])
+
+    def _fail(self, sequence: Sequence, error: BaseException) -> None:
+        self._scheduler.retire(sequence)
+        self._outbox.append((sequence, failure_of(error)))
+
+    def _advance(self, sequences: Rows[Sequence], choices: Rows[Choice]) -> None:
+        """Give each sequence its next token and tell its caller."""
+        for sequence, choice in zip(sequences, choices, strict=True):
             if not sequence.answer:
                 self._prompt_tokens += sequence.prompt_tokens
-            text, reason = self._append(sequence, choice.token_id)
-            logprobs = () if choice.logprob is None or choice.token_id in self._ends else (self._name(choice),)
+            try:
+                text, reason = self._append(sequence, choice.token_id)
+                logprobs = () if choice.logprob is None or choice.token_id in self._ends else (self._name(choice),)
+            except Exception as error:  # the engine's boundary: a grammar or a text concerns its own request only
+                log.exception("a token could not be taken; its request fails with it")
+                self._fail(sequence, error)
+                continue
             if text or logprobs:
                 self._outbox.append((sequence, TextDelta(text, logprobs)))
             if reason is not None:

@@ -1,4 +1,4 @@
-() => {
+(labels) => {
   "use strict";
   const pad = (number) => String(number).padStart(2, "0");
 
@@ -15,6 +15,36 @@
       setTimeout(() => URL.revokeObjectURL(link.href), 60000);
     },
   };
+
+  // Some of Gradio's own labels are in English in every language.
+  const ours = new Map(Object.entries(labels));
+  const translate = (root) => {
+    const walker = document.createTreeWalker(root, NodeFilter.SHOW_ELEMENT | NodeFilter.SHOW_TEXT);
+    for (let node = root; node; node = walker.nextNode()) {
+      if (node.nodeType === Node.TEXT_NODE) {
+        const text = ours.get(node.data.trim());
+        if (text && text !== node.data && !node.parentElement?.closest(".message, table")) node.data = text;
+      } else if (node.nodeType === Node.ELEMENT_NODE) {
+        for (const name of ["aria-label", "title"]) {
+          const text = ours.get(node.getAttribute(name));
+          if (text && text !== node.getAttribute(name)) node.setAttribute(name, text);
+        }
+      }
+    }
+  };
+  translate(document.body);
+  new MutationObserver((changes) => {
+    for (const change of changes) {
+      if (change.type === "childList") change.addedNodes.forEach(translate);
+      else translate(change.target);
+    }
+  }).observe(document.body, {
+    subtree: true,
+    childList: true,
+    characterData: true,
+    attributes: true,
+    attributeFilter: ["aria-label", "title"],
+  });
 
   // A box drawn on the region tab's picture goes into the field beside it, in pixels of the upright picture.
   const pictureIn = (target) => target instanceof Element && target.closest("#region-picture") && target.closest("img");
