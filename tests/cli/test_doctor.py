@@ -50,10 +50,16 @@ def test_a_machine_that_can_serve_passes_in_one_table() -> None:
     shown = {line[0]: line for line in lines if line}
     for check in ("Python", "packages", "PyTorch", "CPU", "model", "memory", "disk", "cache", "port"):
         assert shown[check][1] == "ok", printed
-    assert {line[1] for line in lines if line and line[0] == "extra"} == {"llama", "ui", "runpod", "ray"}
+    assert {line[1] for line in lines if line and line[0] == "extra"} == {"llama", "ui", "search", "runpod", "ray"}
     assert shown["keys"][1] == "off"
     # Brackets are Rich's marks, and a command that lost them would install something else.
     assert "onsight[" in printed or all(line[2] == "ok" for line in lines if line and line[0] == "extra")
+
+
+def test_without_a_name_it_looks_for_what_would_be_served() -> None:
+    code, rows = checks("--device", "cpu", HF_HUB_OFFLINE="1")
+    assert (code, rows["model"]["state"], rows["vectors"]["state"]) == (0, "ok", "ok")
+    assert "vectors" not in checks("peek", "--device", "cpu", HF_HUB_OFFLINE="1")[1]
 
 
 def test_a_taken_port_fails() -> None:

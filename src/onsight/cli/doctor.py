@@ -34,6 +34,7 @@ _STYLES = {"ok": "green", "off": "dim", "failed": "bold red"}
 _EXTRAS = {
     "llama": "runs GGUF models",
     "ui": "the page at /ui",
+    "search": "the index of pages, Parquet files",
     "runpod": "RunPod serverless",
     "ray": "Ray clusters",
 }
@@ -56,7 +57,7 @@ def doctor(
     settings: Settings, as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of a table.")] = False
 ) -> None:
     """Look whether this machine can serve with these settings; exit code 1, and the mending command, where not."""
-    rows = examine(settings)
+    rows = examine(settings.with_retriever)
     passed = all(row.state != "failed" for row in rows)
     if as_json:
         report = {"onsight": __version__, "passed": passed, "checks": [asdict(row) for row in rows]}
