@@ -57,9 +57,9 @@ class Ended:
 
 
 def ask(url: str, text: str = "Say all that you can.", tokens: int = 150, **fields: object) -> Ended:
-    """One streamed chat request, as its client sees it."""
-    body: dict[str, object] = {"messages": [{"role": "user", "content": text}], "max_tokens": tokens, "stream": True}
-    return send(url + CHAT, body | fields)
+    """One streamed chat request, as its client sees it; so hot that the answer does not end by itself."""
+    body: dict[str, object] = {"messages": [{"role": "user", "content": text}], "max_tokens": tokens}
+    return send(url + CHAT, body | {"stream": True, "temperature": 2} | fields)
 
 
 def send(url: str, body: dict[str, object]) -> Ended:
@@ -230,7 +230,7 @@ def cut_upstream() -> Row:
     with ExitStack() as stack:
         port = _free_port()
         inner = stack.enter_context(served("peek", PORT=str(port)))
-        server = stack.enter_context(served("--upstream", inner.url))
+        server = stack.enter_context(served("--upstream", inner.url, "--max-model-len", "2048"))
         clients = Clients(2)
         for _ in range(2):
             clients.ask(server.url, tokens=600)

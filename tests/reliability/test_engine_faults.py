@@ -138,6 +138,17 @@ async def test_an_engine_that_is_stuck_is_not_ready_until_it_goes_on(folder: Pat
         assert (await bench.get("/ready")).status_code == 200
 
 
+async def test_a_stuck_engine_can_be_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onsight.engines.torch_engine.engine._CLOSE_S", 0.1)
+    async with greedy(folder) as engine:
+        GreedyDecoder.gate.clear()
+        stuck = asyncio.create_task(answer(engine, asking(turn("hi"))))
+        await until(lambda: engine.status().waiting + engine.status().running == 1 or engine._prompt_tokens > 0)
+        await asyncio.wait_for(engine.close(), 20)
+        with pytest.raises(Unavailable):
+            await stuck
+
+
 async def test_more_prompt_than_may_wait_is_refused_before_its_pictures_are_prepared(folder: Path) -> None:
     async with greedy(folder, max_queue_tokens=200) as engine:
         GreedyDecoder.gate.clear()

@@ -95,10 +95,10 @@ def test_slow_senders_and_silent_connections_keep_nobody_else_from_an_answer() -
         ExitStack() as stack,
     ):
         host, port = server.url.removeprefix("http://").split(":")
-        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n" + "{"
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n"
         slow = [stack.enter_context(socket.create_connection((host, int(port)), timeout=30)) for _ in range(50)]
         for connection in slow:
-            connection.sendall(head.encode())
+            connection.sendall(head.encode() + b"{")
         for _ in range(60):
             stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
         assert [ask(server).status_code for _ in range(5)] == [200] * 5

@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 _PREPARED = 2
 """Pixels are prepared for so many times the running requests: enough to keep the model busy, few enough for memory."""
 
+_CLOSE_S = 30
+"""How long a step may still take when the engine is closed; a thread that is stuck would keep the server for ever."""
 _QUEUED = 4
 """Prompts wait that would fill the key-value cache so many times, if nobody says otherwise."""
 
@@ -108,7 +110,9 @@ class TorchEngine:
         if self._loaded is not None:
             self._loaded.loop.stop()
         if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+            await asyncio.to_thread(self._thread.join, _CLOSE_S)
+            if self._thread.is_alive():
+                log.error("the model's thread is still at its last step after %d s and is left behind", _CLOSE_S)
         self._pool.close()
 
     def status(self) -> EngineStatus:
