@@ -176,6 +176,7 @@ def test_the_process_knows_no_key_and_ends_with_the_server(child: DecodeChild, m
     monkeypatch.setenv("ONSIGHT_API_KEY", "sesame")
     with at_work(child) as (process, copy, drawn):
         assert b"sesame" not in Path(f"/proc/{process.pid}/environ").read_bytes()
+        copy.suspend()  # so that it does not end by itself
         child.close()
         with pytest.raises(Unavailable):
             drawn.result()
