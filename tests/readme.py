@@ -88,7 +88,7 @@ def run_python(source: str, url: str) -> str:
 def write() -> None:
     """Replace what the README says is printed by what was printed now (blocks without `...`)."""
     text = README.read_text("utf-8")
-    with served("peek") as server:
+    with served() as server:
         for block in reversed(blocks()):
             if block.language != "console":
                 continue

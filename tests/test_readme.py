@@ -16,7 +16,7 @@ pytestmark = pytest.mark.model
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Served]:
-    with served("peek") as running:
+    with served() as running:
         yield running
 
 
