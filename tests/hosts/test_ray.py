@@ -23,6 +23,7 @@ pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
 ANSWERED_BY = "x-onsight-replica"
+BESIDE = "/beside"
 KEY = {"Authorization": "Bearer k"}
 
 
@@ -64,11 +65,11 @@ class Cluster:
         deployments = serve.status().applications["one"].deployments
         return sum(one.replica_states.get("RUNNING", 0) for one in deployments.values())
 
-    def kill(self, replica: str) -> None:
-        """End a replica's process as the kernel would for want of memory."""
+    def actors(self) -> dict[str, Any]:
+        """The processes of replicas by the names that answers carry."""
         names = [one["name"] for one in self.ray.util.list_named_actors(all_namespaces=True)]
-        (name,) = [name for name in names if name.endswith(f"#{replica}")]
-        self.ray.kill(self.ray.get_actor(name, namespace="serve"))
+        found = [name for name in names if name.startswith("SERVE_REPLICA::one#")]
+        return {name.rpartition("#")[2]: self.ray.get_actor(name, namespace="serve") for name in found}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,12 @@ def cluster() -> Iterator[Cluster]:
         node = nodes.add_node(num_cpus=2)
         ray.init(address=nodes.address, log_to_driver=False)
         serve.start(proxy_location="EveryNode", http_options={"host": "127.0.0.1", "port": head})
+        from onsight.hosts.ray import build
+
+        # A node has a proxy as long as it has a replica: this model has one on each.
+        scaling = {"min_replicas": 2, "max_replicas": 2, "replicas_a_node": 1, "cpus": 0.1}
+        options = {"engine": "fake", "served_model_name": "beside", "scaling": scaling}
+        serve.run(build(options), name="beside", route_prefix=BESIDE)
         try:
             yield Cluster(ray, nodes, node, f"http://127.0.0.1:{head}", f"http://127.0.0.1:{second}")
         finally:
@@ -174,6 +181,14 @@ def test_a_key_is_asked_for_and_refusals_are_the_servers_own(cluster: Cluster) -
     assert (nowhere.status_code, nowhere.json()["error"]["code"]) == (404, "not_found")
 
 
+def test_a_second_model_answers_under_its_own_prefix(cluster: Cluster) -> None:
+    cluster.deploy()
+    answer = ask(f"{cluster.second}{BESIDE}", chat())
+    assert (answer.status_code, answer.json()["model"]) == (200, "beside")
+    assert httpx.get(f"{cluster.second}{BESIDE}/v1/models").status_code == 401
+    assert ask(cluster.second, chat()).json()["model"] != "beside"
+
+
 def test_requests_about_one_picture_meet_in_one_replica_through_either_proxy(cluster: Cluster) -> None:
     cluster.deploy(min_replicas=2, max_replicas=2)
     pictures = [data_url(plain(size=(32 + index, 24))) for index in range(12)]
@@ -241,12 +256,13 @@ async def test_a_killed_replica_costs_no_request_that_has_not_begun_and_ends_str
     cluster.deploy(min_replicas=2, max_replicas=2)
     load = Load((cluster.head,), 6)
     await until(lambda: load.seen["200"] > 6)
+    actors = await asyncio.to_thread(cluster.actors)
     async with httpx.AsyncClient(headers=KEY, timeout=60) as client:
         body = chat("long " * 20, stream=True, max_tokens=4000)
         async with client.stream("POST", f"{cluster.head}/v1/chat/completions", json=body) as response:
             pieces = response.aiter_text()
             first = await anext(pieces)
-            cluster.kill(response.headers[ANSWERED_BY])
+            cluster.ray.kill(actors[response.headers[ANSWERED_BY]])
             text = first + "".join([piece async for piece in pieces])
     error = json.loads(text.strip().split("\n\n")[-1].removeprefix("data: "))["error"]
     assert (error["type"], error["code"]) == ("server_error", "replica_lost")
