@@ -61,6 +61,9 @@ def test_ink_lies_on_the_hot_pieces_alone() -> None:
     assert red == 255
     assert green < 120
     assert picture.getpixel((20, 20)) == picture.getpixel((20, 190)) == picture.getpixel((290, 20)) == (255,) * 3
+    less = Pillow.new("RGB", (301, 203), "white")
+    draw_heat(less, numpy.array([[0, 0, 0], [0, 0, 0.5]], numpy.float32), numpy.array([[0, 1]], numpy.float32))
+    assert green < less.getpixel((290, 190))[1] < 255
     blank = Pillow.new("RGB", (30, 20), "white")
     draw_heat(blank, numpy.ones((2, 3), numpy.float32))
     assert blank.getcolors() == [(600, (255, 255, 255))]

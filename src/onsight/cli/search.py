@@ -82,8 +82,9 @@ async def _draw(query: Embedding, hits: Sequence[Hit], folder: Path) -> int:
     from onsight.media.heat_map import draw_heat, heat_map
 
     door, bad = MediaDoor(), 0
+    heats = [heat_map(query, hit.page.embedding) for hit in hits]
     try:
-        for rank, hit in enumerate(hits, 1):
+        for rank, (hit, heat) in enumerate(zip(hits, heats, strict=True), 1):
             try:
                 image = await _open(door, hit)
             except (OSError, RequestError) as error:
@@ -91,7 +92,7 @@ async def _draw(query: Embedding, hits: Sequence[Hit], folder: Path) -> int:
                 print(f"onsight: {hit.page.file} cannot be drawn: {error}", file=sys.stderr)
                 continue
             picture = Pillow.frombytes("RGB", (image.width, image.height), image.pixels)
-            draw_heat(picture, heat_map(query, hit.page.embedding))
+            draw_heat(picture, heat, heats[0])
             page = "" if hit.page.page is None else f"-{hit.page.page}"
             picture.save(folder / f"{rank}-{Path(hit.page.file).stem}{page}.png")
     finally:

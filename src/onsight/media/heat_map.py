@@ -39,9 +39,13 @@ def heat_map(query: Embedding, page: Embedding, row: int | None = None) -> Heat:
     return heat
 
 
-def draw_heat(picture: Image.Image, heat: Heat) -> None:
-    """Lay `heat` over an RGB picture of the whole page, whatever its size: the hotter a piece, the more ink."""
-    least, most = float(heat.min()), float(heat.max())
+def draw_heat(picture: Image.Image, heat: Heat, scale: Heat | None = None) -> None:
+    """Lay `heat` over an RGB picture of the whole page, whatever its size: the hotter a piece, the more ink.
+
+    `scale`: the heat of the page that answers best, where several are shown; a page that answers less has less ink.
+    """
+    scale = heat if scale is None else scale
+    least, most = float(scale.min()), float(scale.max())
     # A page whose pieces are all alike is left as it is.
     shares = (heat - least) / (most - least) if most > least else numpy.zeros_like(heat)
     ink = numpy.clip((shares - _COLD) / (1 - _COLD), 0, 1) * (_DARKEST * 255)

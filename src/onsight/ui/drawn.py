@@ -28,11 +28,11 @@ def marked(image: Image, places: Sequence[Point | Box], label: str) -> str:
     return _figure(picture, label)
 
 
-def heated(image: Image, heat: Heat, label: str) -> str:
-    """The picture with `heat` laid over it."""
+def heated(image: Image, heat: Heat, scale: Heat, label: str) -> str:
+    """The picture with `heat` laid over it; for `scale` see `draw_heat`."""
     picture = _pillow(image.pixels, image.width, image.height)
     picture.thumbnail((_LARGE, _LARGE))
-    draw_heat(picture, heat)
+    draw_heat(picture, heat, scale)
     return _figure(picture, label)
 
 

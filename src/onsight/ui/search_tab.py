@@ -18,7 +18,7 @@ from onsight.core.embedding import Embedding
 from onsight.core.errors import EngineFailed, InvalidRequest, RequestError, TimedOut, TooLarge
 from onsight.core.messages import ImageRef, Text
 from onsight.core.pages import Pages
-from onsight.media.heat_map import heat_map
+from onsight.media.heat_map import Heat, heat_map
 from onsight.tasks.embed import EmbedCall, Embedded, Refused, ScoreCall
 from onsight.ui.desk import Desk, new_id
 from onsight.ui.drawn import heated
@@ -95,8 +95,9 @@ class SearchTab:
             told = f'<p class="figures">{escape(words("search.figures", pages=len(ranked), seconds=seconds))}</p>'
             table = self._table(ranked, pile)
             yield told, "", table, ""
+            scale = heat_map(query, ranked[0].embedding)
             for place, sheet in enumerate(ranked[:_BEST], 1):
-                best.append(await self._drawn(place, sheet, query))
+                best.append(await self._drawn(place, sheet, query, scale))
                 yield told, _grid(best), table, ""
         except (Mistake, RequestError) as error:
             # What was found before stays.
@@ -158,15 +159,15 @@ class SearchTab:
         scored = [replace(sheet, score=score) for sheet, score in zip(sheets, scores.values, strict=True)]
         return sorted(scored, key=lambda sheet: -sheet.score)
 
-    async def _drawn(self, rank: int, sheet: Sheet, query: Embedding) -> str:
-        """The page with what the question found on it (HTML)."""
+    async def _drawn(self, rank: int, sheet: Sheet, query: Embedding, scale: Heat) -> str:
+        """The page with what the question found on it (HTML); `scale`: the best page's heat."""
         place, words = self._desk.place, self._desk.words
         pages = None if sheet.number is None else Pages(((sheet.number, sheet.number),))
         with place.admission.place():
             data = await asyncio.to_thread(self._desk.uploads.read, sheet.upload)
             ((image,),) = await place.door.open_pages((ImageRef(data, pages=pages),))
             label = words("search.hit", rank=rank, place=self._name(sheet), score=f"{sheet.score:.2f}")
-            return await asyncio.to_thread(heated, image, heat_map(query, sheet.embedding), label)
+            return await asyncio.to_thread(heated, image, heat_map(query, sheet.embedding), scale, label)
 
     def _name(self, sheet: Sheet) -> str:
         file = Path(sheet.upload).name
