@@ -51,7 +51,7 @@ def test_the_docs_page_is_told_of_the_upload_and_of_the_json(server: Served) -> 
     answers = json.dumps(operation["responses"]["200"])
     assert "Caption" in answers
     assert "InferAnswer" in answers
-    assert "InferError" in json.dumps(operation["responses"]["default"])
+    assert "InferError" in json.dumps(operation["responses"]["400"])
 
 
 def test_a_file_that_is_no_picture_is_refused(server: Served) -> None:

@@ -70,10 +70,10 @@ class NotingPages(Counting):
         super().__init__()
         self.seen: list[Text | Image] = []
 
-    async def embed(self, one: Text | Image) -> Embedding:
+    async def embed(self, one: Text | Image, caller: str = "") -> Embedding:
         self.seen.append(one)
         if isinstance(one, Image):
-            return Embedding(struct.pack("2f", one.width, one.height), 2, 1, ImageSpan(1, 1))
+            return Embedding(struct.pack("2f", one.width, one.height), 2, 1, ImageSpan(1, 1, 1))
         return await super().embed(one)
 
 
@@ -101,7 +101,9 @@ class House:
         app = create_app(Services(roster, chat, embed, self.admission, metrics), ApiSettings())
         self.bench = Bench(app, self.engine, self.admission, metrics, self.door)  # type: ignore[arg-type]
         self.folder = folder
-        self.desk = Desk(Workplace(roster, chat, self.admission), load_words("en"), Uploads(folder, 50 << 20))
+        self.desk = Desk(
+            Workplace(roster, chat, embed, self.door, self.admission), load_words("en"), Uploads(folder, 50 << 20)
+        )
 
         self.address = ""
 

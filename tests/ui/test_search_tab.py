@@ -50,10 +50,10 @@ class Watched:
     def __getattr__(self, name: str) -> object:
         return getattr(self._engine, name)
 
-    async def embed(self, one: Text | Image) -> object:
+    async def embed(self, one: Text | Image, caller: str = "") -> object:
         self.shown.append(one)
         await self.gate.wait()
-        return await self._engine.embed(one)
+        return await self._engine.embed(one, caller)
 
     @property
     def pages(self) -> int:
