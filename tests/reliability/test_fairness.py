@@ -11,7 +11,7 @@ import pytest
 
 from onsight.api.keys import KeyBook, new_key, write_keys
 from onsight.core.errors import Overloaded
-from onsight.core.generation import GenerateRequest
+from onsight.core.generation import GenerateRequest, Sampling
 from onsight.core.messages import Draft, Message, Text
 from onsight.engines.fake_engine import FakeEngine, FakeScript
 from onsight.engines.torch_engine import TorchEngine, TorchSettings
@@ -30,13 +30,14 @@ Build = Callable[..., Bench]
 
 
 async def test_the_requests_of_callers_are_worked_on_in_turn() -> None:
-    engine, ended = FakeEngine(), list[Record]()
+    engine, ended = FakeEngine(FakeScript(step_s=0.01)), list[Record]()  # slow enough to be watched
     await engine.start()
     admission = Admission(64, QueueLimits(at_work=2))
     chat = Chat(Roster([Loaded(("fake",), CARD, engine, 0)]), MediaDoor(), admission, (ended.append,))
 
     def ask(caller: str) -> asyncio.Task[object]:
-        return asyncio.create_task(collect(chat.stream(ChatCall((Draft("user", (Text("hi"),)),), caller=caller))))
+        call = ChatCall((Draft("user", (Text("hi"),)),), sampling=Sampling(max_tokens=8), caller=caller)
+        return asyncio.create_task(collect(chat.stream(call)))
 
     many = [ask("many") for _ in range(40)]
     await until(lambda: admission.waiting == 38)
