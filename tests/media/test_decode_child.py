@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -47,7 +47,12 @@ def draw_slowly(child: DecodeChild, cpu_s: float = 60) -> bytes:
 
 def processes() -> list[psutil.Process]:
     """Those that open files for this test run."""
-    return [one for one in psutil.Process().children() if "decode_process.py" in " ".join(one.cmdline())]
+    found = []
+    for one in psutil.Process().children():
+        with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
+            if "decode_process.py" in " ".join(one.cmdline()):
+                found.append(one)
+    return found
 
 
 @contextmanager
