@@ -24,7 +24,7 @@ CLEAN = {name: value for name, value in os.environ.items() if not name.startswit
 
 
 def doctor(*arguments: str, **environment: str) -> tuple[int, str]:
-    """The exit code and what was printed; in a process of its own where the environment decides what is loaded, and how."""
+    """The exit code and what was printed; in a process of its own where the environment decides what is loaded."""
     words = ["doctor", "--port", "0", *arguments]
     env = {**CLEAN, "COLUMNS": "160", **environment}
     if all(name.startswith("ONSIGHT_") for name in environment):
