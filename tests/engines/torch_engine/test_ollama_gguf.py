@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -106,6 +107,14 @@ async def test_few_bits_are_read_and_packed_again(plain: Path, tmp_path: Path, s
     again = await answer(await start(out), ASKED)
     direct = await answer(await start(folder, quantize="int4"), ASKED)
     assert again.text == direct.text
+
+
+def test_a_tensor_of_an_unknown_kind_is_named(file: Path) -> None:
+    read = GgufWeights(file)
+    name = "multi_modal_projector.weight"
+    read._tensors[name] = replace(read._tensors[name], kind=39_000)
+    with pytest.raises(StartError, match=r"mm\.0\.weight .*ggml type 39000"):
+        read.get_tensor(name)
 
 
 def test_the_torch_engine_is_chosen_for_it_and_llama_cpp_refused(file: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,22 +63,19 @@ class GgufWeights:
         from gguf.quants import dequantize
 
         raw = self._bytes[one.begins : one.begins + one.size].reshape(*one.shape[:-1], -1)
-        return np.array(dequantize(raw, GGMLQuantizationType(one.kind)), np.float32).reshape(one.shape)
+        try:
+            return np.array(dequantize(raw, GGMLQuantizationType(one.kind)), np.float32).reshape(one.shape)
+        except (ValueError, NotImplementedError):  # what the package says of kinds that it cannot make floats of
+            raise StartError(
+                f"tensor {one.name} is stored in a form that cannot be read (ggml type {one.kind})"
+            ) from None
 
 
-@contextmanager
-def opened_gguf(path: Path) -> Iterator[GgufWeights]:
-    """`path`, for as long as its tensors are read. Raises StartError where the package `gguf` is missing."""
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
-        raise StartError(
-            "reading weights from GGUF files needs the package gguf: pip install 'onsight[llama]'"
-        ) from None
-    try:
-        yield GgufWeights(path)
-    except (ValueError, NotImplementedError) as error:
-        raise StartError(f"{path} holds weights in a form that cannot be read: {error}") from None
+def open_gguf(path: Path) -> GgufWeights:
+    """`path`, to be read. Raises StartError where the package `gguf` is missing, or the file is broken."""
+    if importlib.util.find_spec("gguf") is None:
+        raise StartError("weights in GGUF files need the package gguf: pip install 'onsight[llama]'")
+    return GgufWeights(path)
 
 
 def _in_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:

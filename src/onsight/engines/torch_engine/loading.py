@@ -17,7 +17,7 @@ from transformers.initialization import no_init_weights
 
 from onsight.core.engine import Progress
 from onsight.core.errors import StartError
-from onsight.engines.torch_engine.gguf_weights import opened_gguf
+from onsight.engines.torch_engine.gguf_weights import open_gguf
 from onsight.engines.torch_engine.narrowing import HEAD, PACKED, SCALES, WORDS, Narrowed, as_stored, by_rule, narrow
 from onsight.engines.torch_engine.quantize import INT8_BESIDE, Scheme, packed_bytes
 from onsight.engines.torch_engine.settings import DeviceChoice, DtypeChoice
@@ -223,8 +223,7 @@ def _bytes_of(one: StoredTensor, dtype: torch.dtype, scheme: Scheme | None) -> i
 def _opened(path: Path, framework: Literal["pt", "np"]) -> Iterator[Any]:
     """`path` as safetensors opens it: an object without types of its own. For "pt" the system reserves its memory."""
     if path.suffix == ".gguf":
-        with opened_gguf(path) as file:
-            yield file
+        yield open_gguf(path)
         return
     try:
         with safe_open(path, framework=framework, device="cpu") as file:

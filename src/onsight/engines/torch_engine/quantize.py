@@ -5,6 +5,7 @@ See docs/decisions/0018-few-bits.md for the choices, docs/results/int4.md for wh
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Literal
@@ -60,7 +61,7 @@ def count_weights(module: nn.Module) -> int:
     )
 
 
-class QuantisedLinear(nn.Module):
+class QuantisedLinear(nn.Module, ABC):
     """What `nn.Linear` does, with a weight of few bits; it may stand for several with the same input. Inference only.
 
     `packed` and `scales` are what is kept and stored.
@@ -103,9 +104,9 @@ class QuantisedLinear(nn.Module):
     def settle(self) -> None:
         """Lay the weight out for the processor, once it is whole; it can be stored no more."""
 
+    @abstractmethod
     def _round(self, weight: torch.Tensor, start: int) -> None:
         """Fill in the outputs from `start` on. `weight`: [outputs, in], float32."""
-        raise NotImplementedError
 
 
 class Int4Linear(QuantisedLinear):
