@@ -1,6 +1,7 @@
 """Models on a plain CPU, random weights of the published shapes: float32, 8 and 4 bits, and transformers' `generate`.
 
-python -m benchmarks.cpu [--shapes NAME ...] [--sides NAME ...] [--layers N] [--rounds N] [--tokens N] [--models FOLDER]
+python -m benchmarks.cpu [--shapes NAME ...] [--sides NAME ...] [--layers N] [--rounds N] [--screens N] [--tokens N]
+[--models FOLDER]
 """
 
 from __future__ import annotations
@@ -163,8 +164,17 @@ class Memory:
             time.sleep(_WATCH_S)
 
 
-async def measure(side: str, shape: Shape, folder: Path, tokens: int, rounds: int) -> Found:
-    """All figures of one side, each the median of the rounds."""
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is measured: `rounds` of reading and writing `tokens`, and `screens` looked at, which take longest."""
+
+    tokens: int
+    rounds: int
+    screens: int
+
+
+async def measure(side: str, shape: Shape, folder: Path, effort: Effort) -> Found:
+    """All figures of one side, each the median of its rounds."""
     memory, drawn, numbers = Memory(), Pictures(), itertools.count(1)
     began_s = time.perf_counter()
     async with SIDES[side](shape, folder) as running:
@@ -174,13 +184,14 @@ async def measure(side: str, shape: Shape, folder: Path, tokens: int, rounds: in
         prefill: dict[int, list[float]] = {}
         decode: dict[int, list[float]] = {}
         firsts, encodes = [], []
-        for _ in range(rounds):
+        for _ in range(effort.rounds):
             for count in REQUESTS:
                 asked = prompts(count, numbers)
-                decode.setdefault(count, []).append((await running.write(asked, tokens)).tokens_per_s)
+                decode.setdefault(count, []).append((await running.write(asked, effort.tokens)).tokens_per_s)
                 asked, began_s = prompts(count, numbers), time.perf_counter()
                 read = sum([one for _, one in await asyncio.gather(*(running.first(prompt) for prompt in asked))])
                 prefill.setdefault(count, []).append(read / (time.perf_counter() - began_s))
+        for _ in range(effort.screens):
             picture = drawn.next(*shape.screens[0])
             spent = running.encode(drawn.next(*shape.screens[0]))
             encodes += [] if spent is None else [spent]
@@ -208,6 +219,7 @@ def in_child(side: str, shape: Shape, folder: Path, arguments: argparse.Namespac
     """`measure` in a process of its own, so that memory is its alone. Raises CalledProcessError."""
     command = [sys.executable, "-m", "benchmarks.cpu", "--child", str(folder), "--shapes", shape.name, "--sides", side]
     command += ["--tokens", str(arguments.tokens), "--rounds", str(arguments.rounds)]
+    command += ["--screens", str(arguments.screens)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     table = json.loads(done.stdout.splitlines()[-1])
     for name in ("prefill", "decode"):
@@ -238,8 +250,9 @@ def report(found: dict[tuple[str, str], Found], left_out: Sequence[str], argumen
     )  # fmt: skip
     notes = (
         *left_out,
-        f"Each figure is the median of {arguments.rounds} rounds; answers have {arguments.tokens} tokens; float32"
-        " activations. Each row ran in a process of its own, on random weights stored as bfloat16.",
+        f"Reading and writing are medians of {arguments.rounds} rounds, answers have {arguments.tokens} tokens; what"
+        f" has a screen is the median of {arguments.screens}. Float32 activations. Each row ran in a process of its"
+        " own, on random weights stored as bfloat16.",
         '"float32", "int8" and "int4" are Onsight with --quantize none, int8 and int4; "generate" is transformers.',
         "Peaks hold the pages of the checkpoint's files that were being read, which the system takes back when it needs"
         ' them; "of it no file\'s" is what a machine must have.',
@@ -254,6 +267,7 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES))
     parser.add_argument("--layers", type=int, help="layers of each decoder; all if unset")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--screens", type=int, default=1, help="screens looked at, half a minute and more each")
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--models", type=Path, help="where checkpoints are kept for a next run; nowhere if unset")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -266,7 +280,8 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = parse(given)
     if arguments.child:
         shape = SHAPES[arguments.shapes[0]]
-        found = asyncio.run(measure(arguments.sides[0], shape, arguments.child, arguments.tokens, arguments.rounds))
+        effort = Effort(arguments.tokens, arguments.rounds, arguments.screens)
+        found = asyncio.run(measure(arguments.sides[0], shape, arguments.child, effort))
         print(json.dumps({name: getattr(found, name) for name in Found.__slots__}))
         return
     measured: dict[tuple[str, str], Found] = {}

@@ -12,6 +12,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 from safetensors.torch import load_file
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+from onsight.engines.torch_engine.loading import read_json
+from tests.tiny_models import write_mllama
 
 REPLACEMENTS = (
     ("lm_head", "output"), ("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("model.layers", "blk"),
@@ -28,6 +32,28 @@ REPLACEMENTS = (
     ("mlp.fc1", "ffn_up"), ("mlp.fc2", "ffn_down"), ("multi_modal_projector", "mm.0"),
 )  # fmt: skip
 ORIGINAL_POSITIONS = 8192
+CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
+
+
+def write_plain(folder: Path) -> Path:
+    """A tiny model with what all published ones share: Llama 3's words, its scaled positions, CLIP's colours."""
+    write_mllama(folder)
+    config = read_json(folder / "config.json")
+    config["text_config"]["rope_parameters"]["original_max_position_embeddings"] = ORIGINAL_POSITIONS  # type: ignore[index]
+    (folder / "config.json").write_text(json.dumps(config))
+    pictures = read_json(folder / "preprocessor_config.json")
+    pictures["image_mean"], pictures["image_std"] = CLIP
+    (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    words = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(words), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
 
 
 def published(name: str) -> str:

@@ -37,6 +37,8 @@ BORROWED = (
 """Other servers' names in the environment, and our options that they set."""
 
 _FOLDER_AND_NAME = "MODEL_PATH with MODEL_NAME"
+_USUAL_FILE = "llama-3.2-11b-vision-instruct-q4_k_m.gguf"
+"""What MODEL_NAME is where it is not set, for the service that has MODEL_PATH."""
 
 RETRIEVER = "leaf"
 """The bundled model that makes vectors."""
@@ -252,9 +254,9 @@ def load_settings(
     _check_agreement(given, environ)
     merged.update({one.option: one.value for one in given})
     merged.update(flags)
-    name = environ.get("MODEL_NAME")
-    if name and any(one.name == _FOLDER_AND_NAME for one in given):
-        merged.setdefault("served_model_name", name)
+    for one in given:
+        if one.name == _FOLDER_AND_NAME:
+            merged.setdefault("served_model_name", environ.get("MODEL_NAME") or _USUAL_FILE)
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as error:
@@ -329,7 +331,8 @@ def _given_by_others(environ: Mapping[str, str]) -> list[_Given]:
     if folder := environ.get("MODEL_PATH"):
         named = [one for one in given if one.name == "MODEL_NAME"]
         given = [one for one in given if one.name != "MODEL_NAME"]
-        name, path = (_FOLDER_AND_NAME, Path(folder) / named[0].value) if named else ("MODEL_PATH", Path(folder))
+        within = named[0].value if named else _USUAL_FILE if (Path(folder) / _USUAL_FILE).is_file() else None
+        name, path = (_FOLDER_AND_NAME, Path(folder) / within) if within else ("MODEL_PATH", Path(folder))
         given.insert(0, _Given("model", name, str(path)))
     # 0 is their word for the library's own choice, which is our default.
     return [one for one in given if (one.name, one.value) != ("N_THREADS", "0")]

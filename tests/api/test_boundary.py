@@ -113,6 +113,12 @@ async def test_what_nobody_foresaw_is_500_without_internals_and_logged_with_its_
     assert bench.admission.taken == 0
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_memory_that_is_not_there_is_called_so(build: Callable[..., Bench], stream: bool) -> None:
+    response = await build(engine=Raising(MemoryError())).chat(stream=stream)
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "out_of_memory")
+
+
 async def test_what_nobody_foresaw_in_mid_stream_ends_it_with_an_error_event(build: Callable[..., Bench]) -> None:
     response = await build(engine=Raising(ValueError("secret"), after=2)).chat(stream=True)
     *chunks, last = events(response)

@@ -14,8 +14,15 @@ from onsight.tasks.record import Record, kept
 
 
 def test_nothing_of_opentelemetry_is_loaded_unless_it_is_asked_for() -> None:
-    code = "import sys, onsight.serve; sys.exit(any(name.startswith('opentelemetry.sdk') for name in sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = """
+import sys
+from onsight.config import load_settings
+from onsight.serve import assemble
+assemble(load_settings({"engine": "fake"}))
+print("loaded:", *(name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exp"))))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "loaded:"
 
 
 def test_a_collector_receives_a_span_with_its_moments_in_order_and_no_content() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import few_bits
-from benchmarks.cpu import SIDES, Found, measure, obstacle, parse, report
+from benchmarks.cpu import SIDES, Effort, Found, measure, obstacle, parse, report
 from benchmarks.shapes import SHAPES, shortened, write_shape
 from onsight.engines.torch_engine.quantize import int8_is_exact
 
@@ -21,7 +21,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Fou
     torch.set_num_threads(1)
     shape = SHAPES["tiny-mllama"]
     folder = write_shape(shape, tmp_path_factory.mktemp("shapes") / shape.name)
-    return {(shape.name, side): asyncio.run(measure(side, shape, folder, 3, 1)) for side in SIDES}
+    return {(shape.name, side): asyncio.run(measure(side, shape, folder, Effort(3, 1, 1))) for side in SIDES}
 
 
 def test_every_side_is_measured(found: dict[tuple[str, str], Found]) -> None:

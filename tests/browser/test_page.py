@@ -147,6 +147,31 @@ def test_an_example_is_asked_with_two_clicks(visit: Open) -> None:
     expect(bot(visited)).to_contain_text("screen")
 
 
+def test_everything_is_reached_and_asked_by_the_keyboard_alone(visit: Open) -> None:
+    visited = visit()
+    page, met = visited.page, []
+    focused = """() => { const it = document.activeElement;
+        return [it.getAttribute('role') || it.tagName.toLowerCase(), (it.innerText || it.placeholder || '').trim()] }"""
+
+    def walk_to(wanted: str) -> None:
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            met.append(page.evaluate(focused))
+            if wanted in met[-1][1]:
+                return
+        raise AssertionError(f"{wanted!r} was not met among {met}")
+
+    words = load_words("en")
+    walk_to(words("chat.tab"))
+    page.keyboard.press("ArrowRight")  # tabs are one stop; arrows go along them
+    page.keyboard.press("ArrowLeft")
+    walk_to("Describe the screen.")
+    page.keyboard.press("Enter")
+    expect(page.locator("#message .thumbnail-item")).to_have_count(1)
+    page.locator("#message textarea").press("Enter")
+    expect(bot(visited)).to_contain_text("screen")
+
+
 def test_clear_forgets_the_conversation(visit: Open, screen_file: Path) -> None:
     visited = visit()
     ask(visited, "Describe the screen.", screen_file)

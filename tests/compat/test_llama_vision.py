@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 import socket
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ import pytest
 from onsight.models.hub import BUNDLED
 from tests.compat.conftest import Bash, Pictures
 from tests.media.pictures import plain
+from tests.ollama_gguf import write_ollama, write_plain
 from tests.servers import Served, served
+from training.export_gguf import export_gguf
 
 pytestmark = pytest.mark.model
 
@@ -181,6 +184,40 @@ def test_another_method_is_refused_in_the_same_envelope(llama: Served) -> None:
     response = httpx.get(llama.url + "/infer")
     check_error(response, 405, "/infer does not answer to GET")
     assert response.headers["allow"] == "POST"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="the extra `llama` is not installed")
+def test_a_gguf_file_is_served_on_the_cpu_by_llama_cpp(tmp_path: Path, bash: Bash, pictures: Pictures) -> None:
+    model, _ = export_gguf(BUNDLED / "peek", tmp_path, "peek")
+    environment = {"MODEL_PATH": str(tmp_path), "MODEL_NAME": model.name, "PORT": str(free_port()), "N_THREADS": "1"}
+    with served(**environment) as server:
+        assert "engine llama" in server.log()
+        health = json.loads(bash(f"curl {server.url}/health"))
+        assert (health["model_loaded"], health["model_name"]) == (True, model.name)
+        question = {"prompt": "Describe the screen.", "temperature": 0, "max_tokens": 64}
+        answer = infer(server, image=image(pictures), **question).json()
+        assert (answer["success"], answer["model"]) == (True, model.name)
+        assert answer["response_text"].strip().startswith("A ")
+        assert answer["token_usage"]["completion_tokens"] > 5
+
+
+def test_an_ollama_file_of_the_model_itself_is_served_on_the_cpu_in_4_bits(
+    tmp_path: Path, bash: Bash, pictures: Pictures
+) -> None:
+    """The one that the document names, small and random."""
+    name = "llama-3.2-11b-vision-instruct-q4_k_m.gguf"
+    write_ollama(write_plain(tmp_path / "plain"), tmp_path / name)
+    environment = {"MODEL_PATH": str(tmp_path), "PORT": str(free_port()), "N_THREADS": "1", "ONSIGHT_QUANTIZE": "int4"}
+    environment["HF_HOME"] = str(tmp_path / "cache")
+    with served(**environment) as server:
+        assert "engine torch" in server.log()
+        assert "int4" in server.log()
+        assert json.loads(bash(f"curl {server.url}/health"))["model_name"] == name
+        asked = {"prompt": "What is this?", "image": image(pictures), "temperature": 0, "max_tokens": 6}
+        first, second = (infer(server, **asked).json() for _ in range(2))
+        assert first["success"] is True
+        assert 1 <= first["token_usage"]["completion_tokens"] <= 6
+        assert first["response_text"] == second["response_text"]
 
 
 def test_names_that_contradict_each_other_stop_the_start(tmp_path: Path) -> None:

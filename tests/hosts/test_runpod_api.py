@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -77,6 +78,14 @@ def test_the_job_of_test_input_is_answered_by_the_bundled_model() -> None:
     assert "'status': 'success'" in done.stdout
     assert "blue" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_the_bundled_retriever_answers_too_where_no_model_is_named() -> None:
+    body = {"model": "leaf", "input": "invoice"}
+    job = {"input": {"openai_route": "/v1/embeddings", "openai_input": body}}
+    done = handler("--test_input", json.dumps(job))
+    assert done.returncode == 0, done.stderr
+    assert "'embedding'" in done.stdout
 
 
 def test_a_job_that_fails_by_itself_ends_with_code_1() -> None:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image as Pillow
 from PIL import ImageFile
 
-from onsight.core.errors import InvalidMedia
+from onsight.core.errors import InvalidMedia, OutOfMemory
 from onsight.core.geometry import Size
 from onsight.core.messages import Image, ImageOptions
 from onsight.media.decode_child import DecodeChild
@@ -308,7 +308,7 @@ def test_bombs_cost_no_memory(tmp_path) -> None:
         (tmp_path / name).write_bytes(data)
     script = """
         import pathlib, resource, sys
-        from onsight.core.errors import InvalidMedia
+        from onsight.core.errors import InvalidMedia, OutOfMemory
         from onsight.core.messages import ImageOptions
         from onsight.media.decode_child import DecodeChild
         from onsight.media.image import decode_image, read_header
@@ -326,3 +326,13 @@ def test_bombs_cost_no_memory(tmp_path) -> None:
         [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)], capture_output=True, text=True, check=True
     )
     assert int(done.stdout) < 100  # MiB
+
+
+def test_a_picture_for_which_the_server_has_no_memory_is_not_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    file = read_header(plain(), LIMITS)
+    monkeypatch.setattr("onsight.media.image._write_rgb", full)
+    with pytest.raises(OutOfMemory):
+        decode_image(file, ImageOptions(), child())

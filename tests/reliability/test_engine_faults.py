@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from collections.abc import Sequence as Rows
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,9 +156,12 @@ async def test_more_prompt_than_may_wait_is_refused_before_its_pictures_are_prep
         long = asking(turn("colour " * 400))
         first = asyncio.create_task(answer(engine, long))
         await until(lambda: engine.status().running + engine.status().waiting == 1 or engine._prompt_tokens > 200)
+        short = asking(turn(RED, "hi"))
         with pytest.raises(Overloaded, match="--max-queue-tokens"):
-            await answer(engine, asking(turn(RED, "hi")))
+            await answer(engine, short)
+        page = asyncio.create_task(answer(engine, replace(short, goes_on=True)))
         GreedyDecoder.gate.set()
         await first
+        assert (await page).usage.completion_tokens, "what is a part of an answer that has begun is not refused"
         assert (await answer(engine, asking(turn("hi")))).usage.completion_tokens
         assert engine._prompt_tokens == 0

@@ -22,7 +22,7 @@ from onsight.api.connection import ClientLeft
 from onsight.api.errors import Envelope, InternalError, error_body, error_response
 from onsight.api.request_log import log_refusal
 from onsight.api.sse import MEDIA_TYPE, event
-from onsight.core.errors import RequestError, TimedOut
+from onsight.core.errors import OutOfMemory, RequestError, TimedOut
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +73,9 @@ class Boundary:
             return
         except RequestError as error:
             await self._answer(error, scope, exchange)
+        except MemoryError:
+            _log.exception("request %s was left without memory", exchange.id)
+            await self._answer(OutOfMemory(), scope, exchange)
         except Exception:  # noqa: BLE001 (the boundary)
             _log.exception("request %s failed", exchange.id)
             await self._answer(

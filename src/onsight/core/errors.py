@@ -15,6 +15,7 @@
         ├── DeadlineMissed       the answer was not whole in the time that a request may take
         ├── UnreadableAnswer     the model answered, but not in the form that the task needs
         └── EngineFailed         the engine broke on this request
+            └── OutOfMemory      the machine has too little memory left for it
 
 HTTP statuses live elsewhere, in one table (`onsight.api.errors`).
 """
@@ -127,3 +128,12 @@ class EngineFailed(RequestError):
     """The engine broke while it worked on this request; what happened is in the server's log, not in the text."""
 
     code = "engine_error"
+
+
+class OutOfMemory(EngineFailed):
+    """The machine has no memory left for this request, which keeps to the limits."""
+
+    code = "out_of_memory"
+
+    def __init__(self) -> None:
+        super().__init__("there was not enough memory for this request; send fewer or smaller pictures, or less text")

@@ -269,7 +269,7 @@ def serverless_worker() -> Iterator[dict[str, object]]:
         places = chosen.server.max_queue
         address = chosen.forward_to
         if address is None:
-            inside = Inside(chosen.server)
+            inside = Inside(chosen.server.with_retriever)
             address = inside.start()
         worker = Worker(address, chosen.server.api_key)
     except StartError as error:

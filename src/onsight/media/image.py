@@ -23,7 +23,7 @@ from PIL import PngImagePlugin as PngImagePlugin
 from PIL import TiffImagePlugin as TiffImagePlugin
 from PIL import WebPImagePlugin as WebPImagePlugin
 
-from onsight.core.errors import InvalidMedia
+from onsight.core.errors import InvalidMedia, OutOfMemory
 from onsight.core.geometry import Size
 from onsight.core.messages import Image, ImageOptions
 from onsight.media.containers import PictureFile, broken, read_picture_file
@@ -72,7 +72,7 @@ def upright_size(file: PictureFile) -> Size:
 
 def decode_image(file: PictureFile, options: ImageOptions, child: DecodeChild) -> Image:
     """Decode a picture whose header passed `read_header`; not for the event loop. Raises InvalidMedia when it cannot
-    be, Unavailable.
+    be, OutOfMemory when the server has no memory left for it, Unavailable.
 
     All but PNG and JPEG are decoded in `child`.
     """
@@ -91,9 +91,12 @@ def decode_image(file: PictureFile, options: ImageOptions, child: DecodeChild) -
                 _DECODE_S,
                 lambda answer: answer.read(size.width * size.height * 3),
             )
+        return Image.of(pixels, size.width, size.height, options)
     except Refused as refused:
         raise _refusal(refused.verdict) from None
-    return Image.of(pixels, size.width, size.height, options)
+    except MemoryError:
+        # The file keeps to the limits, so the fault is not its sender's.
+        raise OutOfMemory() from None
 
 
 def draw_sent_picture(task: dict[str, Any], data: bytes, out: BinaryIO) -> None:
@@ -102,14 +105,13 @@ def draw_sent_picture(task: dict[str, Any], data: bytes, out: BinaryIO) -> None:
 
 
 def draw_picture(file: PictureFile, out: BinaryIO) -> None:
-    """Write the pixels of the upright picture on white: RGB, 8 bits a channel, row by row. Raises Refused."""
+    """Write the pixels of the upright picture on white: RGB, 8 bits a channel, row by row. Raises Refused, and
+    MemoryError where this process gets no more."""
     try:
         with Pillow.open(io.BytesIO(file.drawing), formats=(file.format,)) as picture:
             _write_rgb(picture, file, out)
-    except Refused:
+    except (Refused, MemoryError):
         raise
-    except MemoryError:
-        raise Refused(Verdict.LARGE) from None
     except Exception as error:  # noqa: BLE001 - hostile bytes make Pillow raise any class at all, and none is the server's fault
         _log.info("the %s decoder refused a picture: %s", file.format, type(error).__name__)
         raise Refused(Verdict.BROKEN) from None

@@ -223,11 +223,11 @@ async def _pages(loaded: Loaded, request: GenerateRequest) -> AsyncGenerator[Cho
 
 
 def _nth(request: GenerateRequest, index: int) -> GenerateRequest:
-    """The request of choice `index`: a given seed moves on by one a choice, so that the answers differ and repeat."""
+    """The request of choice `index`, from 1: a given seed moves on by one a choice: answers differ, and repeat."""
     seed = request.sampling.seed
-    if seed is None:
-        return request
-    return replace(request, sampling=replace(request.sampling, seed=seed + index))
+    return replace(
+        request, sampling=replace(request.sampling, seed=None if seed is None else seed + index), goes_on=True
+    )
 
 
 async def _merge(streams: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[ChoiceEvent, None]:

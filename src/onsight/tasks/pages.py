@@ -18,10 +18,11 @@ _AT_ONCE = 4
 def page_requests(request: GenerateRequest) -> list[GenerateRequest]:
     """One request for each picture of the last message, with all that is said around it."""
     *before, last = request.messages
-    requests = []
+    requests: list[GenerateRequest] = []
     for image in last.images:
         parts = tuple(part for part in last.parts if not isinstance(part, Image) or part is image)
-        requests.append(replace(request, messages=(*before, replace(last, parts=parts))))
+        messages = (*before, replace(last, parts=parts))
+        requests.append(replace(request, messages=messages, goes_on=bool(requests)))
     return requests
 
 

@@ -306,3 +306,13 @@ async def test_a_forward_has_as_many_threads_as_were_asked_for(folder: Path) -> 
         await engine.close()
     finally:
         torch.set_num_threads(before)
+
+
+async def test_a_stuck_engine_can_be_closed(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onsight.engines.torch_engine.embedding._CLOSE_S", 0.1)
+    async with running.held():
+        (waits,) = running.ask("colour")
+        await running.waiting(1)
+        await asyncio.wait_for(running.engine.close(), 10)
+        with pytest.raises(Unavailable):
+            await waits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +10,12 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file
-from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from onsight.config import Settings
 from onsight.core.errors import StartError
 from onsight.engine_choice import choose_kind
 from onsight.engines.torch_engine.gguf_weights import GgufWeights
-from onsight.engines.torch_engine.loading import read_json, stored_tensors
+from onsight.engines.torch_engine.loading import stored_tensors
 from onsight.engines.torch_engine.saving import save_quantised
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 from onsight.models.card import find_card
@@ -25,35 +23,17 @@ from onsight.models.hub import locate_model
 from tests import ollama_gguf
 from tests.engines.torch_engine.asking import answer, asking, turn
 from tests.engines.torch_engine.conftest import StartEngine
-from tests.ollama_gguf import ORIGINAL_POSITIONS, published, write_ollama
-from tests.tiny_models import draw, write_mllama
+from tests.ollama_gguf import published, write_ollama, write_plain
+from tests.tiny_models import draw
 
 pytestmark = pytest.mark.model
 Q8 = gguf.GGMLQuantizationType.Q8_0
 ASKED = asking(turn(draw((200, 0, 0), 90, 40), draw((0, 0, 200)), "What colour? 12345"), max_tokens=8)
-CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model with what all published ones share: Llama 3's words, its scaled positions, CLIP's colours."""
-    folder = write_mllama(tmp_path_factory.mktemp("plain") / "model")
-    config = read_json(folder / "config.json")
-    config["text_config"]["rope_parameters"]["original_max_position_embeddings"] = ORIGINAL_POSITIONS  # type: ignore[index]
-    (folder / "config.json").write_text(json.dumps(config))
-    pictures = read_json(folder / "preprocessor_config.json")
-    pictures["image_mean"], pictures["image_std"] = CLIP
-    (folder / "preprocessor_config.json").write_text(json.dumps(pictures))
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    words = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(words), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
-    )
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return folder
+    return write_plain(tmp_path_factory.mktemp("plain") / "model")
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from onsight.engines.torch_engine.embed_queue import Asked, EmbedQueue
 from onsight.engines.torch_engine.failures import failure_of
 from onsight.engines.torch_engine.families import LoadEmbedder, load_embedder
 from onsight.engines.torch_engine.length_groups import BATCH_TOKENS
+from onsight.engines.torch_engine.own_thread import OwnThread
 from onsight.engines.torch_engine.prepare_pool import PreparePool
 from onsight.engines.torch_engine.prompt import Prompt
 from onsight.engines.torch_engine.pulse import STALLED, Pulse
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 _CPU_PAGE_TOKENS = 2048
 """On a CPU a page is embedded hardly sooner in a batch, and queries wait the longer."""
+_CLOSE_S = 30
+"""How long a batch may still take when the engine is closed; a thread that is stuck would keep the server for ever."""
 _PREPARED_PAGES = 32
 """Pages whose pixels are prepared at once, at most 15 MB each: enough to fill the next batch during this one."""
 
@@ -71,7 +73,7 @@ class TorchEmbedEngine:
         self._threads = self._settings.threads or torch.get_num_threads()
         self._state: EngineState = "loading"
         self._loaded: _Loaded | None = None
-        self._model_thread = ThreadPoolExecutor(1, "onsight-embed")
+        self._model_thread = OwnThread("onsight-embed")
         self._pool = PreparePool()
         self._page_turns = Turns(_PREPARED_PAGES)
         self._arrived = asyncio.Event()
@@ -98,7 +100,7 @@ class TorchEmbedEngine:
     async def start(self) -> None:
         """Load the model on the thread that will own it. Raises StartError with one clear sentence."""
         try:
-            self._loaded = await asyncio.get_running_loop().run_in_executor(self._model_thread, self._load)
+            self._loaded = await self._model_thread.run(self._load)
         except StartError:
             raise
         except Exception as error:  # whatever breaks in foreign files must be said in one sentence
@@ -111,13 +113,14 @@ class TorchEmbedEngine:
         self._working.add_done_callback(self._ended)
 
     async def close(self) -> None:
-        """See `Engine.close`; returns when the batch in progress is done."""
+        """See `Engine.close`; returns when the batch in progress is done, or stuck."""
         self._state = "dead"
         self._tell_all("the engine was closed; try again soon")
         if self._working is not None:
             self._working.cancel()
         self._pool.close()
-        await asyncio.to_thread(self._model_thread.shutdown, cancel_futures=True)
+        if not await self._model_thread.close(_CLOSE_S):
+            log.error("the model's thread is still at its last batch after %d s and is left behind", _CLOSE_S)
 
     def status(self) -> EngineStatus:
         """What is true at this moment; never waits."""
@@ -178,7 +181,7 @@ class TorchEmbedEngine:
                 continue
             self._running = len(batch)
             self._pulse.beat()
-            made = await asyncio.get_running_loop().run_in_executor(self._model_thread, self._forward, batch)
+            made = await self._model_thread.run(self._forward, batch)
             self._running = 0
             self._pulse.beat(busy=False)
             self._batches += 1

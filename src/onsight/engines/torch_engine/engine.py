@@ -134,7 +134,7 @@ class TorchEngine:
         loaded = self._require_ready()
         self._require_progress()
         sequence = await self._prepare(loaded.intake.read, request)
-        self._take_up(sequence, loaded)
+        self._take_up(sequence, loaded, goes_on=request.goes_on)
         try:
             async with self._turns.turn(request.caller):
                 await self._prepare(loaded.intake.look, sequence.prompt)
@@ -145,11 +145,12 @@ class TorchEngine:
         finally:
             self._prompt_tokens -= sequence.prompt_tokens
 
-    def _take_up(self, sequence: Sequence, loaded: _Loaded) -> None:
-        """Count its prompt, before any pixel is touched; alone it may be of any length. Raises Overloaded."""
+    def _take_up(self, sequence: Sequence, loaded: _Loaded, *, goes_on: bool) -> None:
+        """Count its prompt, before any pixel is touched. Alone, or as a part of an answer that has begun, it may be of
+        any length. Raises Overloaded."""
         size, wanted = loaded.size, self._prompt_tokens + sequence.prompt_tokens
         most = self._settings.max_queue_tokens or _QUEUED * size.slots * size.tokens
-        if self._prompt_tokens and wanted > most:
+        if self._prompt_tokens and wanted > most and not goes_on:
             raise Overloaded(
                 f"the requests that run and wait have {self._prompt_tokens} tokens of prompt, and with this one's"
                 f" {sequence.prompt_tokens} they would have more than {most}; try again in a moment"
@@ -266,4 +267,9 @@ class TorchEngine:
             ends,
         )
         intake = Intake(family, vocabulary, template, grammars, features, size.tokens)
-        return _Loaded(intake, loop, device, size, memory_use(family, folder, dtype, scheme))
+        memory = memory_use(family, folder, dtype, scheme)
+        log.info(
+            "weights of %.2f GiB as %s on %s; %d answers at once, each with its prompt of at most %d tokens",
+            memory.weights_bytes / 2**30, scheme or str(dtype).removeprefix("torch."), device, size.slots, size.tokens,
+        )  # fmt: skip
+        return _Loaded(intake, loop, device, size, memory)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from onsight.core.errors import EngineFailed
+from onsight.core.errors import EngineFailed, OutOfMemory
 
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 """What PyTorch says, in a plain RuntimeError, when the machine has no room for a tensor."""
@@ -14,8 +14,5 @@ def failure_of(error: BaseException | None) -> EngineFailed:
     """The error for the request that `error` broke."""
     plain = isinstance(error, RuntimeError) and any(said in str(error) for said in _NO_MEMORY)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or plain:
-        return EngineFailed(
-            "there was not enough memory for this request; send fewer or smaller pictures, or less text",
-            code="out_of_memory",
-        )
+        return OutOfMemory()
     return EngineFailed("the engine failed on this request; the server's log says why")
