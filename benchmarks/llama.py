@@ -23,7 +23,7 @@ from training.export_gguf import export_gguf
 
 KINDS = ("Q8_0", "Q4_0")
 REQUESTS = (1, 4)
-SLOTS, CONTEXT, THREADS = 4, 1024, 2
+SLOTS, THREADS = 4, 2
 WORDS = "say what you see in this picture, and where; "
 THROUGH, FIRST = 0.97, 0.5
 
@@ -36,9 +36,9 @@ class Measured:
     firsts: list[float] = field(default_factory=list)
 
 
-def alone(model: Path, mmproj: Path, kind: str) -> Command:
+def alone(model: Path, mmproj: Path, kind: str, context: int) -> Command:
     """llama.cpp's own server."""
-    bounds = ("--threads", str(THREADS), "--slots", str(SLOTS), "--context", str(CONTEXT))
+    bounds = ("--threads", str(THREADS), "--slots", str(SLOTS), "--context", str(context))
     arguments = ("-m", "benchmarks.peers.llama_server", str(model), str(mmproj), "{port}", *bounds)
     return Command(f"llama.cpp {kind} alone", arguments, "/health")
 
@@ -46,10 +46,11 @@ def alone(model: Path, mmproj: Path, kind: str) -> Command:
 def sides(shape: str, folder: Path) -> Iterator[Command]:
     """Every way to run `shape`, whose files are written into `folder`."""
     plain = write_shape(SHAPES[shape], folder / "plain")
-    bounds = ("--threads", str(THREADS), "--max-num-seqs", str(SLOTS), "--max-model-len", str(CONTEXT), "--no-ui")
+    context = SHAPES[shape].context
+    bounds = ("--threads", str(THREADS), "--max-num-seqs", str(SLOTS), "--max-model-len", str(context), "--no-ui")
     for kind in KINDS:
         model, mmproj = export_gguf(plain, folder / kind, shape, kind)
-        yield alone(model, mmproj, kind)
+        yield alone(model, mmproj, kind, context)
         yield Command(f"llama.cpp {kind} through Onsight", onsight(str(model), *bounds).arguments, "/ready")
     for bits in ("none", "int4"):
         arguments = onsight(str(plain), *bounds, "--quantize", bits).arguments
@@ -111,7 +112,7 @@ def report(shape: str, measured: dict[str, Measured], memory_mb: dict[str, float
         f"Writing: text prompts, {tokens} tokens each; tokens/s of each answer from its first token on, summed. First"
         " token: a 256x256 screen that nobody has seen, from sending the request on, drawn larger and cut into tiles as"
         " each side does it for this model.",
-        f"{THREADS} threads, {SLOTS} slots of {CONTEXT} tokens on every side. Products in Q8_0 or Q4_0, the part that"
+        f"{THREADS} threads, {SLOTS} slots of {SHAPES[shape].context} tokens on every side. Products in Q8_0 or Q4_0, the part that"
         " sees in half floats; Q4_K_M is written by llama.cpp's own tool alone, which the library does not hold.",
     )
     details: dict[str, object] = {name: [one.rates, one.firsts] for name, one in measured.items()}
