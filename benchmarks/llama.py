@@ -112,8 +112,8 @@ def report(shape: str, measured: dict[str, Measured], memory_mb: dict[str, float
         f"Writing: text prompts, {tokens} tokens each; tokens/s of each answer from its first token on, summed. First"
         " token: a 256x256 screen that nobody has seen, from sending the request on, drawn larger and cut into tiles as"
         " each side does it for this model.",
-        f"{THREADS} threads, {SLOTS} slots of {SHAPES[shape].context} tokens on every side. Products in Q8_0 or Q4_0, the part that"
-        " sees in half floats; Q4_K_M is written by llama.cpp's own tool alone, which the library does not hold.",
+        f"{THREADS} threads, {SLOTS} slots of {SHAPES[shape].context} tokens on every side. Products in Q8_0 or Q4_0,"
+        " the part that sees in half floats; Q4_K_M is written by llama.cpp's own tool alone, which the library lacks.",
     )
     details: dict[str, object] = {name: [one.rates, one.firsts] for name, one in measured.items()}
     table = Table("Figures", columns, rows)
