@@ -101,7 +101,9 @@ def assemble(
     with_page: bool = False,
 ) -> Site:
     """Put the parts together; nothing is loaded and no port is opened yet. `lifespan`: of the app, where another
-    program starts and closes the site. Raises StartError for a model that is not there, or a page that cannot be."""
+    program starts and closes the site. Raises StartError for a model that is not there, a page that cannot be, or no
+    folder for temporary files."""
+    temporary_folder()
     roster = build_roster(settings, progress)
     door = MediaDoor(media_limits(settings))
     admission = Admission(settings.max_queue, _queue_limits(settings))
@@ -129,6 +131,17 @@ def assemble(
     )
     app = create_app(Services(roster, chat, embed, admission, metrics), api, lifespan)
     return Site(app, chat, roster, admission, door, page, index, traces)
+
+
+def temporary_folder() -> Path:
+    """Where temporary files go; PyTorch and the page do not start without. Raises StartError."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        raise StartError(
+            "no folder for temporary files can be written to (TMPDIR, /tmp, /var/tmp): set TMPDIR to one that can; a"
+            " container with a read-only file system gets one by `--tmpfs /tmp`"
+        ) from None
 
 
 def _index(settings: Settings, roster: Roster) -> Collection | None:

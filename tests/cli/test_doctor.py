@@ -18,6 +18,9 @@ from typer.testing import CliRunner
 from onsight.api.keys import new_key, write_keys
 from onsight.cli import commands
 from onsight.cli.doctor import gpu_row
+from onsight.config import load_settings
+from onsight.core.errors import StartError
+from onsight.serve import assemble
 from tests.tiny_models import write_smolvlm
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "ONSIGHT_"))}
@@ -58,7 +61,7 @@ def test_a_machine_that_can_serve_passes_in_one_table() -> None:
     assert code == 0, printed
     lines = [line.split() for line in printed.splitlines()]
     shown = {line[0]: line for line in lines if line}
-    for check in ("Python", "packages", "PyTorch", "CPU", "model", "memory", "disk", "cache", "port"):
+    for check in ("Python", "packages", "PyTorch", "CPU", "model", "memory", "temporary", "disk", "cache", "port"):
         assert shown[check][1] == "ok", printed
     assert {line[1] for line in lines if line and line[0] == "extra"} == {"llama", "ui", "search", "runpod", "ray"}
     assert shown["keys"][1] == "off"
@@ -102,6 +105,17 @@ def test_a_folder_that_cannot_take_the_model_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.model
+def test_a_machine_without_a_folder_for_temporary_files_fails() -> None:
+    with patch("tempfile.tempdir", None), patch("tempfile._get_default_tempdir", side_effect=FileNotFoundError):
+        code, rows = checks("peek", "--device", "cpu")
+        assert (code, rows["temporary"]["state"]) == (1, "failed")
+        assert rows["temporary"]["mend"].startswith("TMPDIR=")
+        assert rows["memory"]["state"] == "ok"
+        with pytest.raises(StartError, match="TMPDIR"):
+            assemble(load_settings({"engine": "fake"}))
+    assert checks("peek", "--device", "cpu")[1]["temporary"]["state"] == "ok"
+
+
 def test_a_model_whose_files_are_no_model_fails(tmp_path: Path) -> None:
     folder = write_smolvlm(tmp_path / "tiny")
     code, rows = checks(str(folder), "--device", "cpu")

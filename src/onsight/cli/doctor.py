@@ -80,11 +80,13 @@ def examine(settings: Settings) -> list[Row]:
         rows += [_gpu(settings, torch), _cpu(settings, torch)]
     model, here = _model(settings)
     rows.append(model)
+    temporary = _temporary()
     vectors = settings.embed_model
     if vectors is not None:
         rows.append(_found("vectors", vectors, settings.embed_revision)[0])
     needs_room = any(row.state == "off" for row in rows if row.check in ("model", "vectors"))
-    rows.append(_memory(settings, None if isinstance(torch, Row) else here))
+    can_load = not isinstance(torch, Row) and temporary.state == "ok"
+    rows += [_memory(settings, here if can_load else None), temporary]
     rows += _places(needs_room=needs_room)
     return [*rows, _port(settings), _keys(settings)]
 
@@ -249,6 +251,15 @@ def _memory(settings: Settings, here: _Here | None) -> Row:
         return Row("memory", "ok", told)
     can_shrink = found.device == "cpu" and not found.dtype.startswith("int")
     return Row("memory", "failed", told, "onsight serve --quantize int4" if can_shrink else _OTHER_MODEL)
+
+
+def _temporary() -> Row:
+    from onsight.serve import temporary_folder
+
+    try:
+        return Row("temporary", "ok", f"files that do not last go to {temporary_folder()}")
+    except StartError as error:
+        return Row("temporary", "failed", str(error), "TMPDIR=/another/folder onsight serve")
 
 
 def _places(*, needs_room: bool) -> Iterator[Row]:
