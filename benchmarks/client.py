@@ -27,13 +27,14 @@ class Answer:
     """One request as its client saw it.
 
     `first_s`: seconds from sending to the first text (the whole answer, where nothing is streamed).
-    `total_s`: seconds until the end. `tokens`: tokens generated, as the server counts them.
+    `total_s`: seconds until the end. `tokens` were generated and `prompt_tokens` read, as the server counts them.
     """
 
     first_s: float
     total_s: float
     tokens: int
     text: str
+    prompt_tokens: int
 
 
 def question(
@@ -76,9 +77,10 @@ async def ask(client: httpx.AsyncClient, body: bytes, begun: asyncio.Event | Non
     if not streamed:
         whole = json.loads(received)
         text = whole["choices"][0]["message"]["content"]
-        return Answer(total_s, total_s, whole["usage"]["completion_tokens"], text)
-    text, tokens = _fold(received)
-    return Answer(total_s if first_s is None else first_s, total_s, tokens, text)
+        usage = whole["usage"]
+        return Answer(total_s, total_s, usage["completion_tokens"], text, usage["prompt_tokens"])
+    text, tokens, prompt_tokens = _fold(received)
+    return Answer(total_s if first_s is None else first_s, total_s, tokens, text, prompt_tokens)
 
 
 def _events(stream: bytes | bytearray) -> Iterable[dict[str, object]]:
@@ -92,9 +94,9 @@ def _has_text(stream: bytearray) -> bool:
     return b'"content":' in stream and bool(_fold(stream)[0])
 
 
-def _fold(stream: bytes | bytearray) -> tuple[str, int]:
-    """(text, tokens generated) of a stream so far. Raises AnswerFailed for an error event."""
-    text, tokens = "", 0
+def _fold(stream: bytes | bytearray) -> tuple[str, int, int]:
+    """(text, tokens generated, tokens read) of a stream so far. Raises AnswerFailed for an error event."""
+    text, tokens, prompt_tokens = "", 0, 0
     for event in _events(stream):
         if event.get("error"):
             raise AnswerFailed(str(event["error"]))
@@ -102,8 +104,8 @@ def _fold(stream: bytes | bytearray) -> tuple[str, int]:
             text += choice["delta"].get("content") or ""
         usage = event.get("usage")
         if isinstance(usage, dict):
-            tokens = usage["completion_tokens"]
-    return text, tokens
+            tokens, prompt_tokens = usage["completion_tokens"], usage["prompt_tokens"]
+    return text, tokens, prompt_tokens
 
 
 async def ask_all(url: str, bodies: Sequence[bytes], clients: int) -> tuple[list[Answer], float]:

@@ -1,6 +1,6 @@
 """llama.cpp through Onsight, llama.cpp alone, and the torch engine, on the same random weights of a published shape.
 
-python -m benchmarks.llama [--shape NAME] [--rounds N] [--tokens N]
+python -m benchmarks.llama [--shapes NAME ...] [--rounds N] [--screens N] [--tokens N]
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.client import Answer, ask_all, chat_body, question
-from benchmarks.report import Aim, Cell, Report, Table, median, publish
+from benchmarks.client import ask_all, chat_body, question
+from benchmarks.report import RESULTS, Aim, Report, Table, median, publish
 from benchmarks.screens import png, screens
 from benchmarks.server import Command, RunningServer, onsight, running
 from benchmarks.shapes import SHAPES, write_shape
@@ -26,14 +26,28 @@ REQUESTS = (1, 4)
 SLOTS, THREADS = 4, 2
 WORDS = "say what you see in this picture, and where; "
 THROUGH, FIRST = 0.97, 0.5
+DEFAULT = ("SmolVLM2-256M", "SmolVLM2-500M", "SmolVLM2-2.2B")
+LARGE = ("SmolVLM2-2.2B",)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured: rounds, those with pictures, tokens of an answer."""
+
+    rounds: int
+    screens: int
+    tokens: int
 
 
 @dataclass(slots=True)
 class Measured:
-    """A side's figures, one a round: `rates` in tokens/s by requests at once, `firsts` in seconds."""
+    """One way's figures, one a round: tokens/s read, and written by requests at once; seconds to the first token after a
+    picture."""
 
-    rates: dict[int, list[float]] = field(default_factory=lambda: {count: [] for count in REQUESTS})
+    reads: list[float] = field(default_factory=list)
+    writes: dict[int, list[float]] = field(default_factory=lambda: {count: [] for count in REQUESTS})
     firsts: list[float] = field(default_factory=list)
+    resident_mb: float = 0.0
 
 
 def alone(model: Path, mmproj: Path, kind: str, context: int) -> Command:
@@ -43,8 +57,9 @@ def alone(model: Path, mmproj: Path, kind: str, context: int) -> Command:
     return Command(f"llama.cpp {kind} alone", arguments, "/health")
 
 
-def sides(shape: str, folder: Path) -> Iterator[Command]:
-    """Every way to run `shape`, whose files are written into `folder`."""
+def commands(shape: str, folder: Path) -> Iterator[Command]:
+    """Every way to run `shape`, whose files are written into `folder`; one that is too large for all at once is run by
+    llama.cpp alone."""
     plain = write_shape(SHAPES[shape], folder / "plain")
     context = SHAPES[shape].context
     bounds = ("--threads", str(THREADS), "--max-num-seqs", str(SLOTS), "--max-model-len", str(context), "--no-ui")
@@ -52,34 +67,49 @@ def sides(shape: str, folder: Path) -> Iterator[Command]:
         model, mmproj = export_gguf(plain, folder / kind, shape, kind)
         yield alone(model, mmproj, kind, context)
         yield Command(f"llama.cpp {kind} through Onsight", onsight(str(model), *bounds).arguments, "/ready")
+    if shape in LARGE:
+        return
     for bits in ("none", "int4"):
         arguments = onsight(str(plain), *bounds, "--quantize", bits).arguments
-        yield Command(f"torch, {'float32' if bits == 'none' else bits}", arguments, "/ready")
+        yield Command("torch, float32" if bits == "none" else f"torch, {bits}", arguments, "/ready")
 
 
-def rate(answers: Sequence[Answer]) -> float:
-    """Tokens/s from the moment when the last of them began; the first token of each is the prompt's."""
-    return sum((answer.tokens - 1) / (answer.total_s - answer.first_s) for answer in answers)
+def ask_round(server: RunningServer, told: Measured, tokens: int, numbers: Iterator[int]) -> None:
+    """Everything but pictures, once."""
+    (long,), _ = asyncio.run(ask_all(server.url, [_body(next(numbers), 32, 2)], 1))
+    told.reads.append(long.prompt_tokens / long.first_s)
+    for count in REQUESTS:
+        answers, _ = asyncio.run(ask_all(server.url, [_body(next(numbers), 4, tokens) for _ in range(count)], count))
+        # From the moment when each began; its first token is the prompt's.
+        told.writes[count].append(sum((one.tokens - 1) / (one.total_s - one.first_s) for one in answers))
+    written = ", ".join(f"{told.writes[count][-1]:.1f} at {count}" for count in REQUESTS)
+    print(f"{server.name}: {told.reads[-1]:.0f} tokens/s read, {written} written", flush=True)
 
 
-def measure(servers: Sequence[RunningServer], rounds: int, tokens: int) -> dict[str, Measured]:
+def _body(number: int, times: int, tokens: int) -> bytes:
+    """A request that no other one shares a beginning with."""
+    return chat_body([{"role": "user", "content": f"{number} {WORDS * times}"}], tokens=tokens)
+
+
+def measure(shape: str, folder: Path, plan: Plan) -> dict[str, Measured]:
     """Every round each server does everything once, the others stopped; who is first changes."""
-    measured = {server.name: Measured() for server in servers}
-    pictures, numbers = (png(screen) for screen in screens()), itertools.count()
-    for number in range(-1, rounds):  # the first round pays for lazy set-up and does not count
-        for server in [*servers[number % len(servers) :], *servers[: number % len(servers)]]:
-            with server.alone(servers):
-                told = measured[server.name] if number >= 0 else Measured()
-                body = question(next(pictures), WORDS, tokens=2)
-                (first,), _ = asyncio.run(ask_all(server.url, [body], 1))
-                told.firsts.append(first.first_s)
-                print(f"{server.name}, first token: {first.first_s:.2f} s", flush=True)
-                for count in REQUESTS:
-                    turns = [{"role": "user", "content": f"{next(numbers)} {WORDS * 4}"} for _ in range(count)]
-                    bodies = [chat_body([turn], tokens=tokens) for turn in turns]
-                    answers, _ = asyncio.run(ask_all(server.url, bodies, count))
-                    told.rates[count].append(rate(answers))
-                    print(f"{server.name}, {count} request(s): {told.rates[count][-1]:.1f} tokens/s", flush=True)
+    with ExitStack() as stack:
+        servers = [stack.enter_context(running(command, folder)) for command in commands(shape, folder)]
+        measured = {server.name: Measured() for server in servers}
+        pictures, numbers = (png(screen) for screen in screens()), itertools.count()
+        for number in range(-1, plan.rounds):  # the first round pays for lazy set-up and does not count
+            for server in [*servers[number % len(servers) :], *servers[: number % len(servers)]]:
+                with server.alone(servers):
+                    told = measured[server.name] if number >= 0 else Measured()
+                    # Pictures take the longest by far, so they are not shown in every round.
+                    if 0 <= number < plan.screens and shape not in LARGE:
+                        body = question(next(pictures), WORDS, tokens=2)
+                        (first,), _ = asyncio.run(ask_all(server.url, [body], 1))
+                        told.firsts.append(first.first_s)
+                        print(f"{server.name}: first token after a picture {first.first_s:.2f} s", flush=True)
+                    ask_round(server, told, plan.tokens, numbers)
+        for server in servers:
+            measured[server.name].resident_mb = server.resident_mb()
     return measured
 
 
@@ -88,52 +118,75 @@ def _ratio(over: Sequence[float], under: Sequence[float]) -> float:
     return median([one / other for one, other in zip(over, under, strict=True)])
 
 
-def report(shape: str, measured: dict[str, Measured], memory_mb: dict[str, float], tokens: int) -> Report:
-    """One row a side; Onsight's part in llama.cpp's speed, and the torch engine's first tokens, as aims."""
-    aims = []
+def aims_of(shape: str, measured: dict[str, Measured]) -> Iterator[Aim]:
+    """Onsight's part in llama.cpp's speed, and the torch engine's first tokens."""
     for kind in KINDS:
         own, ours = measured[f"llama.cpp {kind} alone"], measured[f"llama.cpp {kind} through Onsight"]
-        aims += [
-            Aim(f"tokens/s through Onsight of {kind} alone, {count} request(s)", THROUGH, reached, "x", True)
-            for count in REQUESTS
-            if (reached := _ratio(ours.rates[count], own.rates[count]))
-        ]
-        sooner = _ratio(measured["torch, float32"].firsts, own.firsts)
-        aims.append(Aim(f"seconds to the first token after a picture, torch of llama.cpp {kind}", FIRST, sooner, "x"))
-    rows: tuple[tuple[Cell, ...], ...] = tuple(
-        (name, *(median(one.rates[count]) for count in REQUESTS), median(one.firsts), memory_mb[name])
-        for name, one in measured.items()
-    )
-    columns = ("way", *(f"{count} request(s), tokens/s" for count in REQUESTS), "first token, s", "resident, MB")
-    rounds = len(next(iter(measured.values())).firsts)
+        for count in REQUESTS:
+            reached = _ratio(ours.writes[count], own.writes[count])
+            yield Aim(
+                f"{shape}: tokens/s through Onsight of {kind} alone, {count} request(s)", THROUGH, reached, "x", True
+            )
+        if own.firsts:
+            sooner = _ratio(measured["torch, float32"].firsts, own.firsts)
+            yield Aim(f"{shape}: seconds to the first token after a picture, torch of {kind}", FIRST, sooner, "x")
+
+
+def report(measured: dict[str, dict[str, Measured]], plan: Plan) -> Report:
+    """A table a shape, one row a way."""
+    columns = (
+        "way", "reading, tokens/s", *(f"writing, {count} request(s)" for count in REQUESTS),
+        "first token after a picture, s", "resident, MB",
+    )  # fmt: skip
+    tables = tuple(
+        Table(
+            shape,
+            columns,
+            tuple(
+                (
+                    name, median(one.reads), *(median(one.writes[count]) for count in REQUESTS),
+                    median(one.firsts) if one.firsts else "–", one.resident_mb,
+                )
+                for name, one in ways.items()
+            ),
+        )
+        for shape, ways in measured.items()
+    )  # fmt: skip
     notes = (
-        f"{shape}, random weights; {rounds} rounds after one that does not count. In each every server does everything"
-        " once while the others are stopped, so that ratios are taken between neighbours in time.",
-        f"Writing: text prompts, {tokens} tokens each; tokens/s of each answer from its first token on, summed. First"
-        " token: a 256x256 screen that nobody has seen, from sending the request on, drawn larger and cut into tiles as"
-        " each side does it for this model.",
-        f"{THREADS} threads, {SLOTS} slots of {SHAPES[shape].context} tokens on every side. Products in Q8_0 or Q4_0,"
-        " the part that sees in half floats; Q4_K_M is written by llama.cpp's own tool alone, which the library lacks.",
+        f"Random weights; {plan.rounds} rounds after one that does not count, pictures in {plan.screens} of them. In each"
+        " every server does everything once while the others are stopped: ratios are taken between neighbours in time.",
+        f"Writing: text prompts, {plan.tokens} tokens each; tokens/s of each answer from its first token on, summed."
+        " Reading: a text prompt until its first token. Picture: a 256x256 screen that nobody has seen, from sending the"
+        " request on, drawn larger and cut into tiles as each side does it for this model.",
+        f"{THREADS} threads and {SLOTS} slots on every side, on as many cores: what Onsight computes for each token is"
+        " taken from llama.cpp, the more of it the more tokens a second there are. Products in Q8_0 or Q4_0, the part"
+        " that sees in half floats.",
     )
-    details: dict[str, object] = {name: [one.rates, one.firsts] for name, one in measured.items()}
-    table = Table("Figures", columns, rows)
-    return Report(
-        "llama", "llama.cpp through Onsight and alone, beside the torch engine", tuple(aims), (table,), notes, details
-    )
+    details: dict[str, object] = {
+        f"{shape}, {name}": [one.reads, one.writes, one.firsts]
+        for shape, ways in measured.items()
+        for name, one in ways.items()
+    }
+    aims = tuple(aim for shape, ways in measured.items() for aim in aims_of(shape, ways))
+    return Report("llama", "llama.cpp through Onsight and alone, beside the torch engine", aims, tables, notes, details)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=sorted(SHAPES), default="SmolVLM2-256M")
+    parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=list(DEFAULT))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--screens", type=int, default=1, help="rounds in which pictures are shown, a minute a way each"
+    )
     parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
-        logs = Path(temporary)
-        servers = [stack.enter_context(running(command, logs)) for command in sides(arguments.shape, logs)]
-        measured = measure(servers, arguments.rounds, arguments.tokens)
-        memory_mb = {server.name: server.resident_mb() for server in servers}
-    publish(report(arguments.shape, measured, memory_mb, arguments.tokens))
+    plan = Plan(arguments.rounds, arguments.screens, arguments.tokens)
+    measured = {}
+    for shape in arguments.shapes:
+        with tempfile.TemporaryDirectory() as temporary:
+            measured[shape] = measure(shape, Path(temporary), plan)
+    publish(report(measured, plan), arguments.out)
 
 
 if __name__ == "__main__":
