@@ -41,8 +41,8 @@ class Plan:
 
 @dataclass(slots=True)
 class Measured:
-    """One way's figures, one a round: tokens/s read, and written by requests at once; seconds to the first token after a
-    picture."""
+    """One way's figures, one a round: tokens/s read, and written by requests at once; seconds to the first token after
+    a picture."""
 
     reads: list[float] = field(default_factory=list)
     writes: dict[int, list[float]] = field(default_factory=lambda: {count: [] for count in REQUESTS})
@@ -153,11 +153,11 @@ def report(measured: dict[str, dict[str, Measured]], plan: Plan) -> Report:
         for shape, ways in measured.items()
     )  # fmt: skip
     notes = (
-        f"Random weights; {plan.rounds} rounds after one that does not count, pictures in {plan.screens} of them. In each"
-        " every server does everything once while the others are stopped: ratios are taken between neighbours in time.",
+        f"Random weights; {plan.rounds} rounds after one that does not count, pictures in {plan.screens} of them. In"
+        " each every server does everything once while the others are stopped: ratios are taken of neighbours in time.",
         f"Writing: text prompts, {plan.tokens} tokens each; tokens/s of each answer from its first token on, summed."
-        " Reading: a text prompt until its first token. Picture: a 256x256 screen that nobody has seen, from sending the"
-        " request on, drawn larger and cut into tiles as each side does it for this model.",
+        " Reading: a text prompt until its first token. Picture: a 256x256 screen that nobody has seen, from sending"
+        " the request on, drawn larger and cut into tiles as each side does it for this model.",
         f"{THREADS} threads and {SLOTS} slots on every side, on as many cores: what Onsight computes for each token is"
         " taken from llama.cpp, the more of it the more tokens a second there are. Products in Q8_0 or Q4_0, the part"
         " that sees in half floats.",
