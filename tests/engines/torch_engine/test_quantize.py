@@ -14,7 +14,7 @@ from onsight.engines.torch_engine.quantize import (
     Int8Linear,
     Layout,
     QuantisedLinear,
-    count_weights,
+    held_bytes,
     group_of,
     int8_is_exact,
     packed_bytes,
@@ -129,7 +129,7 @@ def test_the_size_is_known_before(kind: type[QuantisedLinear]) -> None:
     made = filled(kind, torch.randn(128, 96))
     held = made.packed.nbytes + made.scales.nbytes + (8 * 128 if kind is Int8Linear else 0)  # oneDNN's offsets
     assert packed_bytes("int4" if kind is Int4Linear else "int8", 128, 96) == held
-    assert count_weights(nn.Sequential(made, nn.Linear(3, 5))) == 128 * 96 + 20
+    assert held_bytes(nn.Sequential(made, nn.Linear(3, 5))) == made.packed.nbytes + made.scales.nbytes + 4 * 20
 
 
 def test_what_was_stored_in_16_bits_is_exact_in_16_bits() -> None:
