@@ -18,7 +18,7 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 15.0
 _POLL_S = 0.01
 
