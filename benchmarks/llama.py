@@ -28,6 +28,11 @@ WORDS = "say what you see in this picture, and where; "
 THROUGH, FIRST = 0.97, 0.5
 DEFAULT = ("SmolVLM2-256M", "SmolVLM2-500M", "SmolVLM2-2.2B")
 LARGE = ("SmolVLM2-2.2B",)
+TORCH = {
+    "float32": ("--dtype", "float32", "--quantize", "none"),
+    "bfloat16": ("--dtype", "bfloat16", "--quantize", "none"),
+    "int4": ("--dtype", "float32", "--quantize", "int4"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +74,8 @@ def commands(shape: str, folder: Path) -> Iterator[Command]:
         yield Command(f"llama.cpp {kind} through Onsight", onsight(str(model), *bounds).arguments, "/ready")
     if shape in LARGE:
         return
-    for bits in ("none", "int4"):
-        arguments = onsight(str(plain), *bounds, "--quantize", bits).arguments
-        yield Command("torch, float32" if bits == "none" else f"torch, {bits}", arguments, "/ready")
+    for name, options in TORCH.items():
+        yield Command(f"torch, {name}", onsight(str(plain), *bounds, *options).arguments, "/ready")
 
 
 def ask_round(server: RunningServer, told: Measured, tokens: int, numbers: Iterator[int]) -> None:
@@ -127,9 +131,11 @@ def aims_of(shape: str, measured: dict[str, Measured]) -> Iterator[Aim]:
             yield Aim(
                 f"{shape}: tokens/s through Onsight of {kind} alone, {count} request(s)", THROUGH, reached, "x", True
             )
-        if own.firsts:
-            sooner = _ratio(measured["torch, float32"].firsts, own.firsts)
-            yield Aim(f"{shape}: seconds to the first token after a picture, torch of {kind}", FIRST, sooner, "x")
+        for dtype in ("float32", "bfloat16") if own.firsts else ():
+            sooner = _ratio(measured[f"torch, {dtype}"].firsts, own.firsts)
+            yield Aim(
+                f"{shape}: seconds to the first token after a picture, torch {dtype} of {kind}", FIRST, sooner, "x"
+            )
 
 
 def report(measured: dict[str, dict[str, Measured]], plan: Plan) -> Report:
@@ -160,7 +166,7 @@ def report(measured: dict[str, dict[str, Measured]], plan: Plan) -> Report:
         " the request on, drawn larger and cut into tiles as each side does it for this model.",
         f"{THREADS} threads and {SLOTS} slots on every side, on as many cores: what Onsight computes for each token is"
         " taken from llama.cpp, the more of it the more tokens a second there are. Products in Q8_0 or Q4_0, the part"
-        " that sees in half floats.",
+        " that sees in half floats; published weights are bfloat16.",
     )
     details: dict[str, object] = {
         f"{shape}, {name}": [one.reads, one.writes, one.firsts]
