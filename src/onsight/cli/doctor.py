@@ -281,7 +281,7 @@ def _places(*, needs_room: bool) -> Iterator[Row]:
 
     folder = Path(constants.HF_HUB_CACHE)
     # Not Path.exists, which raises where a folder above may not be entered.
-    there = Path(next(one for one in (folder, *folder.parents) if os.path.exists(one)))
+    there = next(one for one in (folder, *folder.parents) if os.path.exists(one))
     is_open = there.is_dir() and os.access(there, os.R_OK | os.X_OK)
     other = "HF_HOME=/another/folder onsight serve"
     free = shutil.disk_usage(there).free
