@@ -43,6 +43,15 @@ def test_a_killed_server_leaves_no_program_behind(tmp_path: Path) -> None:
         wait_until(lambda: all(map(is_gone, started)))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process that its parent is gone")
+def test_a_killed_leash_takes_its_program_along() -> None:
+    with run("print('runs', flush=True); import time; time.sleep(60)") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "runs\n"
+        process.kill()
+        assert process.stdout.read() == ""  # the program held it open
+
+
 @pytest.mark.parametrize(
     ("script", "code"), [("import sys; sys.exit(3)", 3), ("import os; os.kill(os.getpid(), 9)", -9)]
 )

@@ -6,6 +6,7 @@ started it: when that is closed, even by SIGKILL, the whole group is killed. Els
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Sequence
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)
+_PR_SET_PDEATHSIG = 1
 
 
 def leashed(arguments: Sequence[str]) -> list[str]:
@@ -26,7 +28,7 @@ def main() -> None:
     for number in _STOPS:
         signal.signal(number, lambda *_: None)
     try:
-        program = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+        program = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, preexec_fn=_end_with_leash)
     except OSError as error:
         sys.exit(f"{sys.argv[1]} cannot be run: {error.strerror}")
     threading.Thread(target=_follow, daemon=True).start()
@@ -37,6 +39,12 @@ def main() -> None:
         os.kill(os.getpid(), -code)
     # Without the interpreter's end, which would wait for the thread's read.
     os._exit(code)
+
+
+def _end_with_leash() -> None:
+    """In the program's process: it is killed too where this script alone is."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _follow() -> None:
