@@ -31,6 +31,8 @@ TOKENS = 32
 PICTURES = 24
 TIMES = 4
 REPLICAS = 2
+THREADS = len(os.sched_getaffinity(0))
+"""Of the model, with Ray and without: left to itself, Ray gives a replica as many as its CPUs."""
 _HITS = re.compile(r"^onsight_image_cache_(hits|misses)_total\S* (\S+)$", re.MULTILINE)
 
 
@@ -92,8 +94,9 @@ def gateway(url: str, rounds: int) -> tuple[tuple[Cell, ...], ...]:
     ]
     rows: list[tuple[Cell, ...]] = []
     for engine in ("fake", "torch"):
-        deploy(1, engine=engine)
-        with tempfile.TemporaryDirectory() as logs, running(onsight("peek", "--engine", engine), Path(logs)) as server:
+        deploy(1, engine=engine, threads=THREADS)
+        alone = onsight("peek", "--engine", engine, "--threads", str(THREADS))
+        with tempfile.TemporaryDirectory() as logs, running(alone, Path(logs)) as server:
             for clients in (1, CLIENTS):
                 took: dict[str, list[tuple[float, float]]] = {server.url: [], url: []}
                 for address in [server.url, url] * (rounds + 1):
@@ -158,7 +161,7 @@ def report(costs: tuple[tuple[Cell, ...], ...], routed: Sequence[tuple[Cell, ...
             " what stands in the table is the median of their medians, the first round left out.",
             f"At best a picture is met again {100 * (TIMES - 1) / TIMES:.0f} % of the time. By chance: each request has"
             " an x-session-id of its own.",
-            "Proxy, replicas and clients share the processor.",
+            f"The model has {THREADS} threads with Ray and without. Proxy, replicas and clients share the processor.",
         ),
     )
 

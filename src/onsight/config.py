@@ -82,7 +82,9 @@ class Settings(BaseModel):
     engine: Literal["auto", "torch", "llama", "vllm", "upstream", "fake"] = Field(
         "auto", description="Who runs the model: 'auto' picks by its files; 'fake' is no model, for tests."
     )
-    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="Where the model runs.")
+    device: Literal["auto", "cpu", "cuda", "mps", "cuda-or-cpu"] = Field(
+        "auto", description="Where the model runs; without a GPU 'cuda' does not start, 'cuda-or-cpu' warns."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Number type of the weights.")
     quantize: Literal["auto", "none", "int4", "int8"] = Field(
         "auto",
@@ -334,6 +336,9 @@ def _given_by_others(environ: Mapping[str, str]) -> list[_Given]:
         within = named[0].value if named else _USUAL_FILE if (Path(folder) / _USUAL_FILE).is_file() else None
         name, path = (_FOLDER_AND_NAME, Path(folder) / within) if within else ("MODEL_PATH", Path(folder))
         given.insert(0, _Given("model", name, str(path)))
+    # There, a GPU that is missing is a warning.
+    if not environ.get(PREFIX + "DEVICE"):
+        given = [one._replace(value="cuda-or-cpu") if one[1:] == ("MODEL_DEVICE", "cuda") else one for one in given]
     # 0 is their word for the library's own choice, which is our default.
     return [one for one in given if (one.name, one.value) != ("N_THREADS", "0")]
 

@@ -159,11 +159,11 @@ def choose_kind(settings: Settings) -> tuple[Kind, str]:
 
 def _has_gpu(settings: Settings) -> bool:
     """Without PyTorch, which takes seconds to load and is not needed where vLLM is."""
-    return settings.device == "cuda" or (settings.device == "auto" and Path("/dev/nvidiactl").exists())
+    return settings.device == "cuda" or (settings.device not in ("cpu", "mps") and Path("/dev/nvidiactl").exists())
 
 
 def _llama(settings: Settings) -> Chosen:
-    if settings.device not in ("auto", "cpu"):
+    if settings.device in ("cuda", "mps"):
         raise StartError(
             f"device is {settings.device!r}, but the llama.cpp of the extra `llama` runs on the CPU: leave it out, and"
             " for a GPU pass --llama-server PATH of your own build"
@@ -214,7 +214,7 @@ def _llama_options(settings: Settings, model: GgufModel) -> llama.LlamaOptions:
 
 
 def _vllm(settings: Settings) -> Chosen:
-    if settings.device not in ("auto", "cuda"):
+    if settings.device in ("cpu", "mps"):
         raise StartError(
             f"device is {settings.device!r}, which is not asked of vLLM: its own build decides; leave it out"
         )

@@ -63,7 +63,9 @@ def test_a_machine_that_can_serve_passes_in_one_table() -> None:
     shown = {line[0]: line for line in lines if line}
     for check in ("Python", "packages", "PyTorch", "CPU", "model", "memory", "temporary", "disk", "cache", "port"):
         assert shown[check][1] == "ok", printed
-    assert {line[1] for line in lines if line and line[0] == "extra"} == {"llama", "ui", "search", "runpod", "ray"}
+    assert {line[1] for line in lines if line and line[0] == "extra"} == {
+        *("llama", "ui", "search", "otel", "runpod", "ray")
+    }
     assert shown["keys"][1] == "off"
     # Brackets are Rich's marks, and a command that lost them would install something else.
     assert "onsight[" in printed or all(line[2] == "ok" for line in lines if line and line[0] == "extra")
@@ -104,7 +106,6 @@ def test_a_folder_that_cannot_take_the_model_fails(tmp_path: Path) -> None:
     assert (code, rows["cache"]["state"]) == (0, "ok")
 
 
-@pytest.mark.model
 def test_a_machine_without_a_folder_for_temporary_files_fails() -> None:
     with patch("tempfile.tempdir", None), patch("tempfile._get_default_tempdir", side_effect=FileNotFoundError):
         code, rows = checks("peek", "--device", "cpu")
@@ -116,6 +117,7 @@ def test_a_machine_without_a_folder_for_temporary_files_fails() -> None:
     assert checks("peek", "--device", "cpu")[1]["temporary"]["state"] == "ok"
 
 
+@pytest.mark.model
 def test_a_model_whose_files_are_no_model_fails(tmp_path: Path) -> None:
     folder = write_smolvlm(tmp_path / "tiny")
     code, rows = checks(str(folder), "--device", "cpu")
@@ -141,6 +143,65 @@ def package(folder: Path, name: str, version: str) -> None:
     about = folder / f"{name}-{version}.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "row", "package", "mend"),
+    [
+        (["--qdrant", "pages"], "extra search", "qdrant-client", "pip install 'onsight[search]'"),
+        (["--otlp-endpoint", "http://c:4318"], "extra otel", "opentelemetry-sdk", "pip install 'onsight[otel]'"),
+        (["--ui"], "extra ui", "gradio", "pip install 'onsight[ui]'"),
+    ],
+)
+def test_an_extra_that_the_settings_ask_for_and_is_not_there_fails(
+    arguments: list[str], row: str, package: str, mend: str
+) -> None:
+    with patch("onsight.cli.doctor._version", side_effect=lambda name: None):
+        _, rows = checks(*arguments)
+        assert (rows[row]["state"], rows[row]["mend"]) == ("failed", mend)
+        assert f"{package} is not installed" in rows[row]["found"]
+        assert checks()[1][row]["state"] == "off"
+
+
+def test_an_engine_that_is_not_installed_is_mended_by_installing_it(tmp_path: Path) -> None:
+    with patch.dict(sys.modules, {"xllamacpp": None}):
+        code, rows = checks(str(tmp_path / "none.gguf"))
+    assert (code, rows["model"]["mend"]) == (1, "pip install 'onsight[llama]'")
+    code, rows = checks("Qwen/Qwen2.5-VL-3B-Instruct", "--engine", "vllm", "--vllm", str(tmp_path / "vllm"))
+    assert (code, rows["model"]["state"]) == (1, "failed")
+    assert "ONSIGHT_VLLM" in rows["model"]["mend"]
+
+
+def test_the_image_is_looked_at_as_it_serves() -> None:
+    with patch("sys.prefix", "/opt/onsight"):
+        code, rows = checks("peek", "--device", "cpu")
+        assert (code, rows["keys"]["state"]) == (1, "failed")
+        assert "ONSIGHT_API_KEY" in rows["keys"]["mend"]
+        for environment in ({"ONSIGHT_NO_AUTH": "true"}, {"ONSIGHT_API_KEY": "k"}, {"ONSIGHT_HOST": "127.0.0.1"}):
+            assert checks("peek", "--device", "cpu", **environment)[0] == 0
+
+
+@pytest.mark.parametrize(("model", "code", "state"), [("org/none", 1, "failed"), ("peek", 0, "off")])
+def test_a_folder_of_models_below_one_that_may_not_be_entered_is_a_row(
+    tmp_path: Path, model: str, code: int, state: str
+) -> None:
+    (tmp_path / "closed" / "cache").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0)
+    lines = [sys.executable, "-c", WITHOUT_RIGHTS, "doctor", model, "--device", "cpu", "--port", "0", "--json"]
+    env = {**CLEAN, "HF_HUB_CACHE": str(tmp_path / "closed" / "cache")}
+    done = subprocess.run(lines, env=env, capture_output=True, text=True, timeout=120, check=False)
+    (tmp_path / "closed").chmod(0o700)
+    assert "Traceback" not in done.stderr, done.stderr
+    rows = {row["check"]: row for row in json.loads(done.stdout)["checks"]}
+    assert (done.returncode, rows["cache"]["state"]) == (code, state)
+
+
+WITHOUT_RIGHTS = """
+import ctypes, os, sys
+for right in (1, 2):  # root's, to pass over permissions: CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    ctypes.CDLL(None).prctl(24, right, 0, 0, 0)
+os.execv(sys.executable, [sys.executable, "-m", "onsight", *sys.argv[1:]])
+"""
 
 
 def test_a_package_in_a_version_that_does_not_fit_fails(tmp_path: Path) -> None:
@@ -193,6 +254,7 @@ def test_keys_that_open_nothing_fail(tmp_path: Path) -> None:
         ("cuda", [], "13.0", True, "failed", "nvidia-smi"),
         ("auto", [], None, True, "failed", "pip install --force-reinstall torch"),
         ("mps", [], None, False, "failed", "onsight serve --device cpu"),
+        ("cuda-or-cpu", [], "13.0", False, "off", ""),
     ],
 )
 def test_a_gpu_that_is_asked_for_or_left_unused_fails(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 
 from onsight.config import Settings, load_settings
 from tests.deploy.build import expand, read
+from tests.servers import served
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = [ROOT / "deploy/Dockerfile", ROOT / ".runpod/Dockerfile"]
@@ -56,6 +58,31 @@ def test_a_target_is_not_root_and_is_asked_for_its_health(target: str) -> None:
     assert ("CMD", '["serve", "--host", "0.0.0.0"]') in steps
     # Else every command, not only serve, would ask for a key.
     assert not any("ONSIGHT_HOST" in rest for _, rest in steps)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_port_by_any_of_its_names_is_the_port(target: str) -> None:
+    pairs = [rest.split() for word, rest in lines_of(DOCKERFILES[0], target) if word == "ENV"]
+    ours = dict(pair.split("=", 1) for line in pairs for pair in line if pair.startswith("ONSIGHT_"))
+    assert load_settings({}, environment=ours).port == 8000
+    for name in ("ONSIGHT_PORT", "PORT", "APP_PORT"):
+        assert load_settings({}, environment={**ours, name: "5000"}).port == 5000
+
+
+def test_docker_asks_the_port_that_is_set_by_a_name_that_is_answered_and_no_proxy() -> None:
+    (health,) = [rest for word, rest in lines_of(DOCKERFILES[0], "cpu") if word == "HEALTHCHECK"]
+    _, *command = json.loads(health[health.index("[") :])
+    names = {"ONSIGHT_ALLOWED_HOSTS": "a.example, b.example"}
+    with served("--engine", "fake", **names) as server:
+        port = server.url.rpartition(":")[2]
+
+        def code(**environment: str) -> int:
+            given = {"http_proxy": "http://127.0.0.1:9", **environment}
+            return subprocess.run([sys.executable, *command], env=given, capture_output=True, check=False).returncode
+
+        assert [code(**names, **{name: port}) for name in ("ONSIGHT_PORT", "PORT", "APP_PORT")] == [0, 0, 0]
+        assert code(PORT=port) != 0
+    assert code(**names, PORT=port) != 0
 
 
 @pytest.mark.parametrize("target", ["cpu-baked", "gpu-baked"])

@@ -16,6 +16,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from onsight.config import Settings, load_settings
+from onsight.core.errors import StartError
 from onsight.serve import assemble
 
 CHART = Path(__file__).parents[2] / "deploy/helm/onsight"
@@ -23,7 +24,10 @@ KUBERNETES = ("1.29", "1.37")
 """The oldest that Chart.yaml allows, and the newest whose schemas there are."""
 OF_OPERATORS = {"ServiceMonitor", "PrometheusRule"}
 EVERYTHING: dict[str, Any] = {
-    "auth": {"secret": "onsight-key"},
+    "auth": {"secret": "onsight-key", "keysFile": "/keys/keys.json"},
+    "env": [{"name": "ONSIGHT_QDRANT_KEY", "valueFrom": {"secretKeyRef": {"name": "qdrant", "key": "key"}}}],
+    "volumes": [{"name": "keys", "secret": {"secretName": "onsight-keys"}}],
+    "volumeMounts": [{"name": "keys", "mountPath": "/keys", "readOnly": True}],
     "hub": {"secret": "hub", "offline": True},
     "embedModel": "leaf",
     "revision": "v1",
@@ -127,6 +131,25 @@ def test_values_become_settings_that_the_server_accepts() -> None:
 
 
 @pytest.mark.deploy
+def test_keys_come_by_variables_and_volumes_of_ones_own() -> None:
+    spec, container, environment = pod(EVERYTHING)
+    assert environment["ONSIGHT_KEYS_FILE"] == "/keys/keys.json"
+    assert environment["ONSIGHT_QDRANT_KEY"] == {"secretKeyRef": {"name": "qdrant", "key": "key"}}
+    assert EVERYTHING["volumes"][0] in spec["volumes"]
+    assert EVERYTHING["volumeMounts"][0] in container["volumeMounts"]
+    _, _, environment = pod({**DEFAULT, "auth": {"keysFile": "/keys/keys.json"}})
+    assert environment.keys() & {"ONSIGHT_API_KEY", "ONSIGHT_KEYS_FILE", "ONSIGHT_NO_AUTH"} == {"ONSIGHT_KEYS_FILE"}
+
+
+@pytest.mark.deploy
+def test_services_of_the_namespace_set_nothing_in_a_pod() -> None:
+    # What Kubernetes sets for a Service named `app`, where it is let.
+    with pytest.raises(StartError, match="APP_PORT"):
+        load_settings({}, environment={"APP_PORT": "tcp://10.0.0.7:80"})
+    assert pod(DEFAULT)[0]["enableServiceLinks"] is False
+
+
+@pytest.mark.deploy
 def test_weights_have_a_volume_and_pods_that_share_one_of_a_node_end_before_they_are_replaced() -> None:
     made = render(DEFAULT)
     (volume,) = [one for one in made["Deployment"]["spec"]["template"]["spec"]["volumes"] if one["name"] == "weights"]
@@ -158,6 +181,8 @@ def test_the_autoscaler_owns_the_number_of_pods() -> None:
         ({**DEFAULT, "settings": {"allowed_hosts": "a"}}, "allowed_hosts"),
         ({**DEFAULT, "replica": 2}, "replica"),
         ({**DEFAULT, "gpus": -1}, "gpus"),
+        ({**DEFAULT, "env": [{"name": "ONSIGHT_PORT", "value": "1"}]}, "env"),
+        ({**DEFAULT, "auth": {"keysFile": "keys.json"}}, "keysFile"),
     ],
 )
 def test_values_that_would_do_nothing_or_harm_are_refused(values: Mapping[str, Any], why: str) -> None:

@@ -6,7 +6,9 @@ import asyncio
 import json
 import os
 import socket
+import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -282,4 +284,31 @@ async def test_a_lost_node_costs_the_connections_to_its_own_proxy_alone(cluster:
     assert told.keys() == {"200"}
     assert lost.pop("200") > 8
     assert lost.keys() <= {"ReadError", "RemoteProtocolError", "ConnectError"}
+    assert lost.total() >= 1
     print(f"connections lost with their own proxy: {lost}")
+
+
+def test_a_cluster_answers_who_has_its_token_and_nobody_with_another() -> None:
+    port = free_port()
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # Ray's sockets take long paths ill
+        environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_USAGE_STATS_ENABLED": "0"}
+        start = ["start", "--head", "--block", "--num-cpus", "1", "--include-dashboard", "false", "--temp-dir", folder]
+        command = [sys.executable, "-m", "ray.scripts.scripts", *start, "--port", str(port)]
+        with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as head:
+            try:
+                wait_until(lambda: joins(port, environment), 60)
+                assert not joins(port, {**environment, "RAY_AUTH_TOKEN": TOKEN[::-1]})
+            finally:
+                head.terminate()
+
+
+TOKEN = "0123456789abcdef" * 4
+
+
+def joins(port: int, environment: Mapping[str, str]) -> bool:
+    """Whether the cluster runs a task for one with this environment."""
+    script = f"import ray; ray.init(address='127.0.0.1:{port}'); print(ray.get(ray.remote(lambda: 'in').remote()))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    return done.stdout.endswith("in\n")

@@ -18,6 +18,7 @@ from PIL import Image as Pillow
 
 from onsight.config import Settings, load_worker_settings, takes_runpod_jobs
 from onsight.core.errors import InvalidRequest, StartError
+from onsight.engines.fake_engine import FakeEngine
 from onsight.hosts.runpod import CHAT, Asked, Inside, Item, Worker, read_job, serverless_worker
 from tests.media.pictures import data_url, encoded, plain
 
@@ -151,6 +152,15 @@ async def test_what_the_server_refuses_comes_back_as_its_sentence(
     assert re.search(why, complaint(await ask(Worker(address), given)))
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), "half \ud83d", {"deep": ["\udc00"]}])
+async def test_what_json_cannot_say_is_refused_before_it_is_sent(address: str, value: object) -> None:
+    body = {"messages": [{"role": "user", "content": "hello"}], "user": value}
+    assert "half a character" in complaint(await ask(Worker(address), body))
+    (item,) = await ask(Worker(address), {"openai_route": CHAT, "openai_input": body})
+    assert isinstance(item, dict)
+    assert item["error"]["type"] == "invalid_request_error"
+
+
 async def test_an_openai_route_fails_with_openais_error_object(address: str) -> None:
     given = {"openai_route": CHAT, "openai_input": {"messages": [], "stream": True}}
     (item,) = await ask(Worker(address), given)
@@ -241,11 +251,58 @@ async def test_runpod_is_told_the_handler_and_as_many_jobs_as_the_queue_has_plac
 
 
 @pytest.mark.parametrize(
+    "environment",
+    [
+        {"ONSIGHT_ALLOWED_HOSTS": "a.example"},
+        {"ONSIGHT_KEYS_FILE": "no-such-file.json"},
+        {"ONSIGHT_API_KEY": "secret", "ONSIGHT_HOST": "0.0.0.0"},
+    ],
+)
+async def test_names_and_keys_of_clients_do_not_keep_jobs_out(worker_with: Env, environment: dict[str, str]) -> None:
+    with worker_with(ONSIGHT_ENGINE="fake", RUNPOD_WEBHOOK_GET_JOB="http://x", **environment) as worker:
+        assert said(await first(worker, {"image_url": PICTURE}))
+
+
+HELLO = {"messages": [{"role": "user", "content": "hello"}]}
+
+
+@pytest.mark.parametrize("given", [HELLO, {"openai_route": CHAT, "openai_input": HELLO}])
+async def test_a_dead_engine_fails_the_job_at_once_and_the_worker_is_replaced(
+    worker_with: Env, monkeypatch: pytest.MonkeyPatch, given: dict[str, object]
+) -> None:
+    engines: list[FakeEngine] = []
+
+    class Mortal(FakeEngine):
+        async def start(self) -> None:
+            await super().start()
+            engines.append(self)
+
+    monkeypatch.setattr("onsight.engine_choice.FakeEngine", Mortal)
+    with worker_with(ONSIGHT_ENGINE="fake", RUNPOD_WEBHOOK_GET_JOB="http://x") as worker:
+        assert said(await first(worker, {"image_url": PICTURE}))
+        assert not worker.get("refresh_worker")
+        await engines[0].close()
+        item = await asyncio.wait_for(first(worker, given), 20)
+        assert isinstance(item, dict)
+        assert "the engine is dead" in str(item["error"])
+        assert worker["refresh_worker"] is True
+
+
+async def test_a_server_inside_that_is_gone_is_told() -> None:
+    told: list[str] = []
+    await ask(Worker("http://127.0.0.1:9", dead=lambda: told.append("dead")), {"image_url": PICTURE})
+    assert told == ["dead"]
+
+
+@pytest.mark.parametrize(
     ("environment", "why"),
     [
         ({"ONSIGHT_MODEL": "no-such-model"}, "no-such-model"),
         ({"ONSIGHT_PORT": "many"}, "ONSIGHT_PORT"),
         ({"API_BASE_URL": "localhost:8000"}, "API_BASE_URL"),
+        ({"API_BASE_URL": "http://h:x"}, "API_BASE_URL is 'http://h:x'"),
+        ({"API_BASE_URL": "http://[::1"}, "API_BASE_URL"),
+        ({"API_BASE_URL": "http://:8000"}, "API_BASE_URL"),
     ],
 )
 async def test_why_it_did_not_start_is_told_to_every_caller_and_logged(

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import httpx
@@ -146,3 +146,23 @@ def test_a_wrong_input_fails_in_one_sentence_and_the_worker_goes_on(
     assert why in failed["error"]
     assert "Traceback" not in failed["error"]
     assert api.post("/runsync", json={"input": JOB}).json()["status"] == "COMPLETED"
+
+
+async def test_runpod_ends_a_worker_that_asks_for_it_while_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from runpod.serverless.modules import rp_job
+
+    results: list[dict[str, object]] = []
+
+    async def kept(_session: object, result: dict[str, object], *_more: object, **_options: object) -> None:
+        results.append(result)
+
+    monkeypatch.setattr(rp_job, "send_result", kept)
+    monkeypatch.setattr(rp_job, "stream_result", kept)
+
+    async def handler(_job: object) -> AsyncGenerator[dict[str, str], None]:
+        worker["refresh_worker"] = True
+        yield {"status": "failed", "error": "the engine is dead"}
+
+    worker: dict[str, object] = {"handler": handler, "return_aggregate_stream": True}
+    await rp_job.handle_job(None, worker, {"id": "1", "input": {}})
+    assert results == [{"error": "the engine is dead", "stopPod": True}]

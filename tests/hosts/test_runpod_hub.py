@@ -68,6 +68,18 @@ def test_the_metadata_are_those_of_the_guide() -> None:
     assert isinstance(config["gpuCount"], int)
 
 
+def test_workers_have_a_driver_for_the_cuda_that_pytorch_is_built_for() -> None:
+    hub, tests = (table["config"] for table in (read("hub.json"), read("tests.json")))
+    assert isinstance(hub, dict)
+    assert isinstance(tests, dict)
+    allowed = hub["allowedCudaVersions"]
+    assert allowed
+    assert allowed == tests["allowedCudaVersions"]
+    # Another PyTorch may be built for another CUDA: look, and change both.
+    assert "\ntorch==2.13." in (ROOT / "constraints.txt").read_text("utf-8")
+    assert all(str(one).startswith("13.") for one in allowed)
+
+
 def test_every_variable_is_a_setting_with_a_default_that_it_accepts() -> None:
     config = read("hub.json")["config"]
     assert isinstance(config, dict)

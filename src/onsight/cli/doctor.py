@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Literal
@@ -24,7 +25,7 @@ from rich.text import Text
 
 from onsight import __version__
 from onsight.cli.models import GIGABYTE, size_text
-from onsight.config import Settings, let_waiting_threads_sleep
+from onsight.config import Settings, let_waiting_threads_sleep, takes_runpod_jobs
 from onsight.core.errors import StartError
 from onsight.models.card import ModelCard, find_card
 
@@ -35,6 +36,7 @@ _EXTRAS = {
     "llama": "runs GGUF models",
     "ui": "the page at /ui",
     "search": "the index of pages, Parquet files",
+    "otel": "traces for OpenTelemetry",
     "runpod": "RunPod serverless",
     "ray": "Ray clusters",
 }
@@ -77,7 +79,8 @@ def examine(settings: Settings) -> list[Row]:
         rows.append(torch)
     else:
         rows.append(Row("PyTorch", "ok", f"{torch.__version__}, {torch.get_num_threads()} threads"))
-        rows += [_gpu(settings, torch), _cpu(settings, torch)]
+        gpu = _gpu(settings, torch)
+        rows += [gpu, _cpu(settings, torch)]
     model, here = _model(settings)
     rows.append(model)
     temporary = _temporary()
@@ -85,7 +88,7 @@ def examine(settings: Settings) -> list[Row]:
     if vectors is not None:
         rows.append(_found("vectors", vectors, settings.embed_revision)[0])
     needs_room = any(row.state == "off" for row in rows if row.check in ("model", "vectors"))
-    can_load = not isinstance(torch, Row) and temporary.state == "ok"
+    can_load = not isinstance(torch, Row) and gpu.state != "failed" and temporary.state == "ok"
     rows += [_memory(settings, here if can_load else None), temporary]
     rows += _places(needs_room=needs_room)
     return [*rows, _port(settings), _keys(settings)]
@@ -111,10 +114,11 @@ def _packages(settings: Settings) -> Iterator[Row]:
         return
     always = [one for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})]
     yield _package_row("packages", always, "pip install --upgrade onsight")
+    asked = {"ui": settings.ui, "search": settings.qdrant is not None, "otel": settings.otlp_endpoint is not None}
     for extra, purpose in _EXTRAS.items():
         members = [one for one in needed if one not in always and one.marker and one.marker.evaluate({"extra": extra})]
         row = _package_row(f"extra {extra}", members, f"pip install 'onsight[{extra}]'")
-        if all(_version(one.name) is None for one in members) and not (extra == "ui" and settings.ui):
+        if all(_version(one.name) is None for one in members) and not asked.get(extra):
             row = Row(row.check, "off", f"not installed: {purpose}", row.mend)
         yield row
 
@@ -194,19 +198,26 @@ _Here = tuple[Path, ModelCard]
 def _model(settings: Settings) -> tuple[Row, _Here | None]:
     """Whether the model can be served, as far as its files' headers tell."""
     from onsight.engine_choice import choose_kind
-    from onsight.engines.upstream_engine import llama
+    from onsight.engines.upstream_engine import llama, vllm
     from onsight.models.gguf import locate_gguf, read_gguf
 
+    mend = _OTHER_MODEL
     try:
         kind, reason = choose_kind(settings)
         if kind == "torch":
             return _found("model", settings.model, settings.revision)
+        if kind == "vllm":
+            mend = "ONSIGHT_VLLM=/path/to/vllm onsight serve --engine vllm"
+            vllm.find_program(settings.vllm)
         if kind == "llama" and settings.llama_server is None:
+            is_here = find_spec("xllamacpp") is not None
+            mend = "onsight serve --llama-server PATH" if is_here else "pip install 'onsight[llama]'"
             llama.require_library()
+        mend = _OTHER_MODEL
         if kind == "llama" and settings.model.endswith(".gguf"):
             read_gguf(*locate_gguf(settings.model, settings.mmproj, settings.revision))
     except StartError as error:
-        return Row("model", "failed", str(error), _OTHER_MODEL), None
+        return Row("model", "failed", str(error), mend), None
     return Row("model", "ok", f"{settings.model}, engine {kind}: {reason}"), None
 
 
@@ -269,7 +280,9 @@ def _places(*, needs_room: bool) -> Iterator[Row]:
     from onsight.models.hub import cached_models
 
     folder = Path(constants.HF_HUB_CACHE)
-    there = next(one for one in (folder, *folder.parents) if one.exists())
+    # Not Path.exists, which raises where a folder above may not be entered.
+    there = next(one for one in (folder, *folder.parents) if os.path.exists(one))
+    is_open = there.is_dir() and os.access(there, os.R_OK | os.X_OK)
     other = "HF_HOME=/another/folder onsight serve"
     free = shutil.disk_usage(there).free
     short = needs_room and free < _LEAST_FREE
@@ -277,7 +290,10 @@ def _places(*, needs_room: bool) -> Iterator[Row]:
     if needs_room and not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         yield Row("cache", "failed", f"{folder} cannot be written to by this user", other)
         return
-    models = [one for one in cached_models() if one.whole] if folder.exists() else []
+    if not is_open and there.is_dir():
+        yield Row("cache", "off", f"{there} cannot be read by this user: no model in {folder} can be served", other)
+        return
+    models = [one for one in cached_models() if one.whole] if there == folder else []
     total = size_text(sum(one.disk_bytes for one in models))
     yield Row("cache", "ok", f"{len(models)} whole models, {total}, in {folder}")
 
@@ -299,6 +315,9 @@ def _keys(settings: Settings) -> Row:
 
     file = settings.keys_file
     if file is None and settings.api_key is None:
+        if not settings.no_auth and _in_image() and "host" not in settings.model_fields_set:
+            served = "none, and the image serves with --host 0.0.0.0: it ends at once"
+            return Row("keys", "failed", served, "docker run --env ONSIGHT_API_KEY=KEY ...")
         who = "everybody (no_auth)" if settings.no_auth else "this machine alone"
         return Row("keys", "off", f"none: the server answers {who}", "onsight keys add NAME --keys-file FILE")
     add = f"onsight keys add NAME --keys-file {file}"
@@ -312,3 +331,8 @@ def _keys(settings: Settings) -> Row:
     one = "one in the settings" if settings.api_key is not None else ""
     many = "" if file is None else f"{good} of {len(keys)} in {file} are good"
     return Row("keys", "ok", ", ".join(part for part in (one, many) if part))
+
+
+def _in_image() -> bool:
+    """Whether this is an image of deploy/Dockerfile, whose command adds --host; RunPod's takes jobs instead."""
+    return sys.prefix == "/opt/onsight" and not takes_runpod_jobs()

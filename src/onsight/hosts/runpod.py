@@ -36,6 +36,8 @@ SIMPLE_TEXT = "Describe this image"
 _ROUTE = re.compile(r"/v1(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
 # A job has been taken off RunPod's queue, so a full queue of ours is waited for, but not for ever.
 _PATIENCE_S = 60.0
+_JSON = {"content-type": "application/json"}
+_NO_JSON = "the input has NaN, an infinity or half a character (a lone surrogate), which the server does not take"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +116,28 @@ def _simple(given: Mapping[str, object]) -> Mapping[str, object]:
 
 
 class Worker:
-    """Answers jobs by asking the server at `address`; without one, `broken` says why every job fails."""
+    """Answers jobs by asking the server at `address`; without one, `broken` says why every job fails.
 
-    def __init__(self, address: str, key: str | None = None, broken: str | None = None) -> None:
+    `dead` is called when that server, which is this process's own, will never answer again. Raises StartError for an
+    address that is none.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        key: str | None = None,
+        *,
+        broken: str | None = None,
+        dead: Callable[[], None] | None = None,
+    ) -> None:
         self._broken = broken
+        self._dead = dead
+        try:
+            whole = broken is not None or httpx.URL(address).host != ""
+        except httpx.InvalidURL:
+            whole = False
+        if not whole:
+            raise StartError(f"API_BASE_URL is {address!r}: set it to an address like http://127.0.0.1:8000")
         # The address is our own or the operator's, so no proxy of the environment stands between.
         self._client = httpx.AsyncClient(
             base_url=address,
@@ -141,7 +161,8 @@ class Worker:
             async with aclosing(self._ask(asked)) as items:
                 async for item in items:
                     yield item
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, json.JSONDecodeError) as error:
+            await self._look_whether_dead()
             yield asked.failed({"message": f"the server broke off or cannot be reached ({type(error).__name__})"})
 
     async def answer_whole(self, job: Mapping[str, object]) -> Item:
@@ -156,17 +177,40 @@ class Worker:
 
     async def _ask(self, asked: Asked) -> AsyncGenerator[Item, None]:
         method, waited_s = "GET" if asked.body is None else "POST", 0.0
+        try:
+            body = None if asked.body is None else json.dumps(asked.body, ensure_ascii=False, allow_nan=False).encode()
+        except ValueError:
+            yield asked.failed({"message": _NO_JSON, "type": "invalid_request_error", "param": None, "code": None})
+            return
         while True:
-            async with self._client.stream(method, asked.path, json=asked.body) as response:
+            async with self._client.stream(method, asked.path, content=body, headers=_JSON) as response:
                 told = response.headers.get("retry-after", "")
                 busy_s = float(told) if told.isdigit() else 1.0
-                if response.status_code not in (429, 503) or waited_s + busy_s > _PATIENCE_S:
+                busy = response.status_code == 429 or (
+                    response.status_code == 503 and not await self._look_whether_dead()
+                )
+                if not busy or waited_s + busy_s > _PATIENCE_S:
                     async with aclosing(_items(asked, response)) as items:
                         async for item in items:
                             yield item
                     return
             await asyncio.sleep(busy_s)
             waited_s += busy_s
+
+    async def _look_whether_dead(self) -> bool:
+        """Whether an engine of this process's own server is dead, or the server itself; `dead` is told."""
+        if self._dead is None:
+            return False
+        try:
+            states = (await self._client.get("/ready", timeout=10)).json()["models"]
+        except httpx.ConnectError:
+            states = {"the server": "dead"}
+        except httpx.HTTPError:
+            return False
+        if "dead" not in states.values():
+            return False
+        self._dead()
+        return True
 
 
 async def _items(asked: Asked, response: httpx.Response) -> AsyncGenerator[Item, None]:
@@ -217,10 +261,14 @@ async def _chunks(asked: Asked, response: httpx.Response) -> AsyncGenerator[Item
 
 
 class Inside:
-    """The server in this process: on a free loopback port, in a thread of its own, with its own event loop."""
+    """The server in this process: on a free loopback port, in a thread of its own, with its own event loop.
+
+    Names and keys of clients do not concern it: whoever may send a job is RunPod's business.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings.model_copy(update={"host": "127.0.0.1", "port": 0})
+        ours: dict[str, object] = {"host": "127.0.0.1", "port": 0, "allowed_hosts": (), "keys_file": None}
+        self._settings = settings.model_copy(update=ours)
         self._address: Future[str] = Future()
         self._cancel: Callable[[], object] | None = None
         self._thread = threading.Thread(target=self._run, name="onsight-server", daemon=True)
@@ -258,10 +306,16 @@ def serverless_worker() -> Iterator[dict[str, object]]:
     """What `runpod.serverless.start` wants; the model is loaded before, and closed at the end of the block.
 
     A server that cannot start does not end the process, which RunPod would start again and again: the log has the
-    reason, and so has the answer to every job.
+    reason, and so has the answer to every job. One whose engine dies later is replaced: `refresh_worker` tells RunPod.
     """
     inside: Inside | None = None
     places = 1
+    told: dict[str, object] = {}
+
+    def refresh() -> None:
+        log.error("the engine is dead: RunPod is asked for a new worker")
+        told["refresh_worker"] = True
+
     set_up_logging(load_settings({}, environment={}))
     try:
         chosen = load_worker_settings()
@@ -271,17 +325,18 @@ def serverless_worker() -> Iterator[dict[str, object]]:
         if address is None:
             inside = Inside(chosen.server.with_retriever)
             address = inside.start()
-        worker = Worker(address, chosen.server.api_key)
+        worker = Worker(address, chosen.server.api_key, dead=None if inside is None else refresh)
     except StartError as error:
         log.error("the server did not start: %s", error)
         worker = Worker("", broken=f"the server did not start: {error}")
     try:
         many = takes_runpod_jobs() or "--rp_serve_api" in sys.argv
-        yield {
-            "handler": worker.answer if many else worker.answer_whole,
-            "concurrency_modifier": lambda _current: places,
-            "return_aggregate_stream": True,
-        }
+        told.update(
+            handler=worker.answer if many else worker.answer_whole,
+            concurrency_modifier=lambda _current: places,
+            return_aggregate_stream=True,
+        )
+        yield told
     finally:
         if inside is not None:
             inside.close()

@@ -238,14 +238,16 @@ async def test_a_context_that_nobody_asked_for_is_lowered_until_it_fits(smolvlm:
     assert engine.status().kv_total_tokens == 600
 
 
-async def test_cuda_without_a_gpu_is_a_warning(
+async def test_a_gpu_that_is_asked_for_and_not_there_is_a_refusal_or_a_warning(
     smolvlm: Path, start: StartEngine, caplog: pytest.LogCaptureFixture
 ) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
+    with pytest.raises(StartError, match="device is cuda, but this machine has none"):
+        await start(smolvlm, device="cuda")
     with caplog.at_level(logging.WARNING):
-        engine = await start(smolvlm, device="cuda")
-    assert "cuda" in caplog.text
+        engine = await start(smolvlm, device="cuda-or-cpu")
+    assert "running on the CPU" in caplog.text
     assert engine.status().device == "cpu"
 
 

@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from onsight.core.errors import StartError
+from onsight.engines.upstream_engine.leash import leashed
 from onsight.engines.upstream_engine.llama import LlamaOptions, own_server, pick_threads, plan_cache, require_library
 
 FREE = psutil.virtual_memory().total
@@ -62,7 +63,9 @@ def test_a_library_that_is_not_installed_is_asked_for(monkeypatch: pytest.Monkey
 def test_ones_own_llama_server_is_told_the_same() -> None:
     options = LlamaOptions("/m.gguf", "/p.gguf", 1000, 3, 2, (None, 256), 64)
     address, command = own_server(sys.executable, options)
-    given = dict(zip(command.arguments[1::2], command.arguments[2::2], strict=True))
+    arguments = command.arguments[len(leashed([])) :]
+    assert arguments[0] == sys.executable
+    given = dict(zip(arguments[1::2], arguments[2::2], strict=True))
     assert given == {
         "--model": "/m.gguf", "--mmproj": "/p.gguf", "--host": address.socket, "--ctx-size": "3000",
         "--parallel": "3", "--threads": "2", "--cache-ram": "64", "--image-max-tokens": "256",

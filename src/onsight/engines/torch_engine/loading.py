@@ -125,15 +125,19 @@ def refuse_code(folder: Path) -> None:
 
 
 def pick_device(choice: DeviceChoice) -> torch.device:
-    """The device to run on; `cuda` or `mps` on a machine without one is a warning, then the CPU."""
+    """The device to run on. Raises StartError for `cuda` or `mps` on a machine without one."""
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if choice == "auto":
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if present[name]))
+    if choice == "cuda-or-cpu":
+        if not present["cuda"]:
+            log.warning("this machine has no GPU that torch %s can use; running on the CPU", torch.__version__)
+        return torch.device("cuda" if present["cuda"] else "cpu")
     if not present[choice]:
-        log.warning(
-            "--device %s: this machine has none that torch %s can use; running on the CPU", choice, torch.__version__
+        raise StartError(
+            f"device is {choice}, but this machine has none that torch {torch.__version__} can use: pass --device cpu,"
+            " or auto; a container sees NVIDIA's GPUs with `docker run --gpus all`"
         )
-        return torch.device("cpu")
     return torch.device(choice)
 
 

@@ -17,6 +17,7 @@ import psutil
 from onsight.core.errors import StartError
 from onsight.engines.upstream_engine.child import ChildCommand
 from onsight.engines.upstream_engine.connection import Address
+from onsight.engines.upstream_engine.leash import leashed
 
 _NEEDED = ("avx2", "fma", "f16c", "bmi2")
 """What the prebuilt library was compiled for; without one of them it ends with an illegal instruction."""
@@ -119,7 +120,7 @@ def own_server(executable: str, options: LlamaOptions) -> tuple[Address, ChildCo
         "--image-max-tokens": most,
     }
     flags = [text for flag, value in given.items() if value is not None for text in (flag, str(value))]
-    return address, ChildCommand("llama", [executable, *flags], socket=address.socket)
+    return address, ChildCommand("llama", leashed([executable, *flags]), socket=address.socket)
 
 
 def _private_address(key: str | None = None) -> Address:

@@ -11,6 +11,7 @@ from pathlib import Path
 from onsight.core.errors import StartError
 from onsight.engines.upstream_engine.child import ChildCommand
 from onsight.engines.upstream_engine.connection import Address
+from onsight.engines.upstream_engine.leash import leashed
 
 FAMILIES = frozenset({"qwen_vl", "smolvlm", "phi3_vision"})
 """Those of ours whose checkpoints vLLM 0.32 runs too; it has neither Llama 3.2 Vision nor ColQwen2.5."""
@@ -27,14 +28,20 @@ class VllmOptions:
     arguments: str = ""
 
 
-def vllm_server(executable: str | None, options: VllmOptions) -> tuple[Address, ChildCommand]:
-    """`vllm serve` on a unix socket. Raises StartError when there is no such program."""
+def find_program(executable: str | None) -> str:
+    """The path of vLLM's program. Raises StartError when there is no such program."""
     program = shutil.which(executable) if executable else None
     if program is None:
         raise StartError(
             f"the engine vllm needs vLLM's own program, and {executable!r} is none: set ONSIGHT_VLLM to the path of"
             " `vllm` in the environment where it is installed, or pass --upstream URL"
         )
+    return program
+
+
+def vllm_server(executable: str | None, options: VllmOptions) -> tuple[Address, ChildCommand]:
+    """`vllm serve` on a unix socket. Raises StartError when there is no such program."""
+    program = find_program(executable)
     try:
         extra = shlex.split(options.arguments)
     except ValueError as error:
@@ -50,5 +57,5 @@ def vllm_server(executable: str | None, options: VllmOptions) -> tuple[Address, 
         "--revision": options.revision,
     }
     flags = [text for flag, value in given.items() if value is not None for text in (flag, str(value))]
-    command = ChildCommand("vllm", [program, "serve", options.model, *flags, *extra], socket=socket)
+    command = ChildCommand("vllm", leashed([program, "serve", options.model, *flags, *extra]), socket=socket)
     return Address("http://vllm", socket), command
