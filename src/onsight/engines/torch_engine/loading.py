@@ -125,9 +125,11 @@ def refuse_code(folder: Path) -> None:
 
 
 def pick_device(choice: DeviceChoice) -> torch.device:
-    """The device to run on; `cuda` or `mps` on a machine without one is a warning, then the CPU."""
+    """The device to run on; a GPU that is asked for, or that PyTorch was built for, and is not there, is a warning."""
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if choice == "auto":
+        if torch.version.cuda is not None and not present["cuda"]:
+            log.warning("torch %s is built for GPUs and finds none; running on the CPU", torch.__version__)
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if present[name]))
     if not present[choice]:
         log.warning(
