@@ -56,7 +56,10 @@ def drops() -> Play:
 
 @dataclass
 class Scripted:
-    """Plays `plays` one after another, then `GOOD` ones. `bodies`: what was asked; `left`: how often a client left."""
+    """Plays `plays` one after another, then `GOOD` ones. `bodies`: what was asked; `left`: how often a client left.
+
+    `pages`: what other routes answer, by their path.
+    """
 
     url: str = ""
     owner: str = "somebody"
@@ -65,6 +68,7 @@ class Scripted:
     bodies: list[dict[str, object]] = field(default_factory=list)
     models_status: int = 200
     left: int = 0
+    pages: dict[str, Play] = field(default_factory=dict)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, one request."""
@@ -75,6 +79,8 @@ class Scripted:
             if head.startswith("get /v1/models"):
                 model = {"id": self.model, "owned_by": self.owner, "max_model_len": 4096}
                 await answers(self.models_status, {"data": [model]})(writer)
+            elif (path := head.split()[1]) in self.pages:
+                await self.pages[path](writer)
             else:
                 self.bodies.append(json.loads(body))
                 await (self.plays.pop(0) if self.plays else GOOD)(writer)
