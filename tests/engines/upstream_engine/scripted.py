@@ -76,11 +76,11 @@ class Scripted:
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             length = next((int(line.split(":")[1]) for line in head.split("\r\n") if line.startswith("content-l")), 0)
             body = await reader.readexactly(length)
-            if head.startswith("get /v1/models"):
+            if (path := head.split()[1]) in self.pages:
+                await self.pages[path](writer)
+            elif path == "/v1/models":
                 model = {"id": self.model, "owned_by": self.owner, "max_model_len": 4096}
                 await answers(self.models_status, {"data": [model]})(writer)
-            elif (path := head.split()[1]) in self.pages:
-                await self.pages[path](writer)
             else:
                 self.bodies.append(json.loads(body))
                 await (self.plays.pop(0) if self.plays else GOOD)(writer)

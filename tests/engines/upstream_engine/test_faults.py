@@ -26,6 +26,7 @@ from onsight.core.errors import (
 from onsight.core.generation import Finished, GenerateRequest, Sampling, TextDelta, Usage
 from onsight.core.messages import ImageOptions, Message, Text
 from onsight.engines.upstream_engine import Address, UpstreamEngine, UpstreamSettings, Watch
+from onsight.engines.upstream_engine.keeper import Check
 from tests.engines.contract import ask, calling, events_of, idle, solid, text_of
 from tests.engines.upstream_engine.scripted import (
     GOOD,
@@ -258,9 +259,6 @@ async def test_a_prompt_that_is_too_long_is_refused_with_its_numbers() -> None:
 
 
 async def test_a_server_that_is_silent_for_too_long_is_not_waited_for() -> None:
-    async def silent(writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(30)
-
     async with scripted() as server, started(server, replace(QUICK, silence_s=0.2)) as engine:
         server.plays = [silent]
         with pytest.raises(Unavailable, match="slow"):
@@ -339,14 +337,46 @@ async def test_an_answer_that_was_cut_short_need_not_keep_to_its_schema() -> Non
         assert await text_of(engine, ask("x", schema='{"type": "object"}')) == '{"a": '
 
 
-async def test_closing_the_generator_closes_the_connection() -> None:
-    async def endless(writer: asyncio.StreamWriter) -> None:
-        writer.write(HEAD)
-        while True:
-            writer.write(piece("la "))
-            await writer.drain()
-            await asyncio.sleep(0.001)
+async def endless(writer: asyncio.StreamWriter) -> None:
+    writer.write(HEAD)
+    while True:
+        writer.write(piece("la "))
+        await writer.drain()
+        await asyncio.sleep(0.001)
 
+
+async def silent(writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(30)
+
+
+class Asking(Watch):
+    """Keeps the probe, to be asked by hand."""
+
+    probe: Check
+
+    async def start(self, check: Check, probe: Check) -> None:
+        await super().start(check, probe)
+        self.probe = probe
+
+
+async def test_a_server_that_goes_on_with_an_answer_lives_though_it_lets_other_questions_wait() -> None:
+    async with scripted() as server:
+        keeper = Asking(server.url, every_s=60.0)
+        engine = UpstreamEngine(Address(server.url), keeper, QUICK)
+        await engine.start()
+        server.pages["/v1/models"], server.plays = silent, [endless]
+        stream = engine.generate(ask("sing"))
+        await anext(stream)
+        async with asyncio.timeout(5):
+            await keeper.probe()
+        await stream.aclose()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await keeper.probe()
+        await engine.close()
+
+
+async def test_closing_the_generator_closes_the_connection() -> None:
     async with scripted() as server, started(server) as engine:
         server.plays = [endless]
         stream = engine.generate(ask("sing"))

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 _TRIES = 3
 _ASK_S = 0.05
-"""Between two looks whether a child is back."""
+"""Between two looks whether a child is back, or goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,18 @@ class UpstreamEngine:
         return write_body(request, facts.dialect, facts.model)
 
     async def _probe(self) -> None:
-        await self._connection.facts(self._settings.model, self._settings.context_tokens)
+        """Return once the server answers or goes on with an answer: one that writes many may let other questions wait.
+        Raises RequestError, StartError."""
+        before = self._steps_total
+        asking = asyncio.create_task(self._connection.facts(self._settings.model, self._settings.context_tokens))
+        try:
+            while not asking.done() and self._steps_total == before:
+                await asyncio.wait({asking}, timeout=_ASK_S)
+            if asking.done():
+                asking.result()
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
 
     async def _check(self) -> None:
         """One real answer, after which the server counts as ready. Raises RequestError, StartError."""
