@@ -22,9 +22,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet $(TORCH_INDEX) --constraint constraints.txt --editable '.[dev,ui]'
 	touch $@
 
-serve: install ## serve the bundled models and the page on 127.0.0.1:8000 (ONSIGHT_HOST, ONSIGHT_PORT); ENGINE=llama: on llama.cpp
+.DELETE_ON_ERROR:
+
+# Written anew when the model or its writer changes.
+$(GGUF)/peek.gguf: $(wildcard src/onsight/bundled/peek/*) training/export_gguf.py | install
+	$(BIN)/python -m training.export_gguf $(GGUF)
+
+serve: install $(if $(filter llama,$(ENGINE)),$(GGUF)/peek.gguf) ## serve the bundled models and the page on 127.0.0.1:8000 (ONSIGHT_HOST, ONSIGHT_PORT); ENGINE=llama: on llama.cpp
 ifeq ($(ENGINE),llama)
-	test -f $(GGUF)/peek.gguf || $(BIN)/python -m training.export_gguf $(GGUF)
 	exec $(BIN)/onsight serve $(GGUF)/peek.gguf
 else
 	exec $(BIN)/onsight serve

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from PIL import Image as Pillow
 
 from onsight.config import Settings
 from onsight.core.errors import StartError
-from onsight.engine_choice import build_roster, choose_kind
+from onsight.engine_choice import build_roster, choose_kind, with_room
+from onsight.engines.upstream_engine import Child, ChildCommand, Patience
+from onsight.serve import assemble
+from tests.models.test_gguf import write, write_mmproj
 from tests.servers import get, served, wait_until
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +66,21 @@ def test_what_does_not_fit_together_is_refused(fields: dict[str, object], said: 
         build_roster(Settings.model_validate(fields), None)
 
 
+@pytest.mark.parametrize("fields", [{"upstream": "http://127.0.0.1:1"}, {"engine": "vllm", "vllm": sys.executable}])
+def test_a_server_that_batches_by_itself_gets_as_many_requests_as_it_takes(fields: dict[str, object]) -> None:
+    site = assemble(Settings.model_validate(fields))
+    site.door.close()
+    assert site.admission.places == 512
+    assert with_room(Settings.model_validate(fields)).max_num_seqs == 256
+    set_by_hand = Settings.model_validate({**fields, "max_num_seqs": 8, "max_queue": 64})
+    assert with_room(set_by_hand) == set_by_hand
+
+
+def test_room_for_our_own_engines_is_as_the_settings_say() -> None:
+    assert with_room(Settings()).max_queue == 64
+    assert with_room(Settings(model="a.gguf")).max_num_seqs == 8
+
+
 def picture() -> str:
     """A red square as a data URL."""
     buffer = io.BytesIO()
@@ -76,15 +95,31 @@ def ask(url: str, *pictures: str, **fields: object) -> httpx.Response:
     return httpx.post(url + "/v1/chat/completions", json=body, timeout=60)
 
 
+def test_a_child_is_ended_after_the_stall_timeout_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Patience] = []
+
+    def child(command: ChildCommand, patience: Patience) -> Child:
+        given.append(patience)
+        return Child(command, patience)
+
+    monkeypatch.setattr("onsight.engine_choice.Child", child)
+    build_roster(Settings(engine="vllm", vllm=sys.executable, stall_timeout_s=7), None)
+    assert [patience.stall_s for patience in given] == [7]
+
+
+def executable(path: Path, module: str) -> Path:
+    """A program at `path` that runs a stand-in."""
+    path.write_text(
+        f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.engines.upstream_engine.{module} "$@"\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
 @pytest.fixture
 def stand_in(tmp_path: Path) -> Path:
     """An executable that says that it stands in for vLLM."""
-    program = tmp_path / "vllm"
-    program.write_text(
-        f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tests.engines.upstream_engine.stand_in_vllm "$@"\n'
-    )
-    program.chmod(0o755)
-    return program
+    return executable(tmp_path / "vllm", "stand_in_vllm")
 
 
 def test_vllm_is_run_as_a_child_and_ends_with_the_server(stand_in: Path) -> None:
@@ -107,8 +142,41 @@ def test_a_killed_child_makes_the_server_unready_until_it_is_back(stand_in: Path
         (child,) = psutil.Process(server.process.pid).children()
         os.kill(child.pid, signal.SIGKILL)
         wait_until(lambda: get(server, "/ready").status_code == 503)
-        wait_until(lambda: get(server, "/ready").status_code == 200)
         assert ask(server.url).json()["choices"][0]["message"]["content"] == "Hello you"
+        wait_until(lambda: get(server, "/ready").status_code == 200)
+        assert "--max-num-seqs" not in server.log()
+        assert ask(server.url).json()["choices"][0]["message"]["content"] == "Hello you"
+
+
+def test_ones_own_llama_server_is_run_as_a_child_with_our_options(tmp_path: Path) -> None:
+    model = write(tmp_path / "own.gguf", "llama")
+    mmproj = write_mmproj(tmp_path / "mmproj-own.gguf", "mlp", 8)
+    program = executable(tmp_path / "llama-server", "stand_in_llama")
+    with served(str(model), "--llama-server", str(program), "--max-num-seqs", "3", "--threads", "2") as server:
+        answer = ask(server.url, picture()).json()
+        assert answer["model"] == "own"
+        assert answer["choices"][0]["message"]["content"] == "Hello you"
+        wait_until(lambda: "stand-in for tests" in server.log())
+        for told in (f"--model {model}", f"--mmproj {mmproj}", f"--ctx-size {3 * 64}", "--parallel 3", "--threads 2"):
+            assert told in server.log()
+        (child,) = psutil.Process(server.process.pid).children()
+        os.kill(child.pid, signal.SIGKILL)
+        assert ask(server.url).json()["choices"][0]["message"]["content"] == "Hello you"
+        assert server.stop() == 0
+
+
+def made(folder: Path, *, touched: str) -> str:
+    """What `make serve ENGINE=llama` would run, where Peek's GGUF is there and `touched` was changed after it."""
+    gguf = folder / "onsight/gguf/peek.gguf"
+    gguf.parent.mkdir(parents=True, exist_ok=True)
+    gguf.touch()
+    command = ["make", "-n", "-W", touched, "-o", "install", "serve", "ENGINE=llama", f"XDG_CACHE_HOME={folder}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_peeks_gguf_is_written_anew_when_peek_changes(tmp_path: Path) -> None:
+    assert "export_gguf" not in made(tmp_path, touched="README.md")
+    assert "export_gguf" in made(tmp_path, touched="src/onsight/bundled/peek/model.safetensors")
 
 
 @pytest.mark.model

@@ -91,8 +91,12 @@ class Settings(BaseModel):
         description="Bits of the language model's weights on a CPU; 'auto' is int4 where they would not fit well.",
     )
     max_model_len: int | None = Field(None, ge=16, description="Most tokens of prompt and answer together.")
-    max_num_seqs: int = Field(8, ge=1, le=1024, description="Most requests that are answered at the same time.")
-    max_queue: int = Field(64, ge=1, description="Most requests that run and wait; one more is answered 429.")
+    max_num_seqs: int = Field(
+        8, ge=1, le=1024, description="Most requests that are answered at the same time; vllm, upstream: 256."
+    )
+    max_queue: int = Field(
+        64, ge=1, description="Most requests that run and wait; one more is answered 429. vllm, upstream: 512."
+    )
     max_queue_caller: int | None = Field(
         None, ge=1, description="Most of them of one caller; if unset three quarters with --keys-file, else all."
     )
@@ -106,7 +110,9 @@ class Settings(BaseModel):
         600.0, gt=0, description="Longest time for an answer, in seconds; of a stream of vectors, for each of them."
     )
     stall_timeout_s: float = Field(
-        300.0, gt=0, description="After how long without a step a busy engine is no longer ready, in seconds."
+        300.0,
+        gt=0,
+        description="After how many seconds without a step, or an answer of its server, an engine is not ready.",
     )
     max_inputs: int = Field(1024, ge=1, description="Most queries and pages in one request for vectors or scores.")
     kv_cache_tokens: int | None = Field(

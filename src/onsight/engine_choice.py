@@ -16,6 +16,8 @@ from onsight.engines.fake_engine import FakeEngine
 from onsight.engines.upstream_engine import (
     Address,
     Child,
+    ChildCommand,
+    Patience,
     UpstreamEngine,
     UpstreamSettings,
     Watch,
@@ -67,13 +69,15 @@ _READ_BY: Mapping[str, tuple[Kind | Literal["embed"], ...]] = {
     "kv_cache_tokens": ("torch",),
     "threads": ("torch", "llama", "embed"),
     "max_queue_tokens": ("torch",),
-    "stall_timeout_s": ("torch", "embed"),
     "image_cache_mb": ("torch", "llama"),
     "revision": ("torch", "llama", "vllm"),
 }
 """Options that not every engine heeds, and those that do ("embed": the model that makes vectors beside one that chats).
 Given to another one they stop the start."""
 
+_ROOM = {"max_num_seqs": 256, "max_queue": 512}
+"""What is not set of these, in front of a server that batches on GPUs of its own: 256 is vLLM's own bound. The usual
+defaults suit one model in this process."""
 
 _CHILD_ONLY = ("threads", "image_cache_mb", "image_min_tokens", "image_max_tokens")
 """What can be told to a llama.cpp only when it is started."""
@@ -101,6 +105,14 @@ def build_roster(settings: Settings, progress: Progress | None) -> Roster:
     roster = torch_roster(settings, progress) if kind == "torch" else _other_roster(kind, settings, progress)
     log.info("engine %s: %s", kind, reason)
     return roster
+
+
+def with_room(settings: Settings) -> Settings:
+    """These, with room for as many requests as the engine takes, where they say nothing of it. Raises StartError."""
+    if choose_kind(settings)[0] not in ("vllm", "upstream"):
+        return settings
+    unset = {option: count for option, count in _ROOM.items() if option not in settings.model_fields_set}
+    return settings.model_copy(update=unset)
 
 
 def _refuse(settings: Settings, options: Iterable[str], who: str) -> None:
@@ -173,9 +185,7 @@ def _llama(settings: Settings) -> Chosen:
         if digest is not None:
             check_digest(path, digest)
     model = read_gguf(*files)
-    upstream = UpstreamSettings(
-        settings.max_model_len, settings.max_num_seqs, reserved=model.special_texts, calls_tools=model.calls_tools
-    )
+    upstream = replace(_upstream_settings(settings), reserved=model.special_texts, calls_tools=model.calls_tools)
     card = card_of_gguf(settings.model, model)
     name = model.path.stem if settings.model.endswith(".gguf") else settings.model
     server = settings.llama_server
@@ -188,7 +198,7 @@ def _llama(settings: Settings) -> Chosen:
     if server is None:
         llama.require_library()
     address, command = llama.worker(options) if server is None else llama.own_server(server, options)
-    return Chosen(UpstreamEngine(address, Child(command), upstream), card, name)
+    return Chosen(UpstreamEngine(address, _child(settings, command), upstream), card, name)
 
 
 def _llama_options(settings: Settings, model: GgufModel) -> llama.LlamaOptions:
@@ -218,14 +228,13 @@ def _vllm(settings: Settings) -> Chosen:
         raise StartError(
             f"device is {settings.device!r}, which is not asked of vLLM: its own build decides; leave it out"
         )
-    options = vllm.VllmOptions(
-        settings.model, settings.revision, settings.max_model_len, settings.max_num_seqs, settings.vllm_args
-    )
+    slots = settings.max_num_seqs if "max_num_seqs" in settings.model_fields_set else None
+    options = vllm.VllmOptions(settings.model, settings.revision, settings.max_model_len, slots, settings.vllm_args)
     address, command = vllm.vllm_server(settings.vllm, options)
     tools = "--enable-auto-tool-choice" in settings.vllm_args
-    upstream = UpstreamSettings(settings.max_model_len, settings.max_num_seqs, calls_tools=tools)
+    upstream = replace(_upstream_settings(settings), calls_tools=tools)
     card = _card_of_others(settings.model, tools=tools)
-    return Chosen(UpstreamEngine(address, Child(command), upstream), card, settings.model)
+    return Chosen(UpstreamEngine(address, _child(settings, command), upstream), card, settings.model)
 
 
 def _upstream(settings: Settings) -> Chosen:
@@ -235,9 +244,17 @@ def _upstream(settings: Settings) -> Chosen:
     address = Address(url.removesuffix("/").removesuffix("/v1"), key=settings.upstream_key)
     # A name that nobody gave is the bundled model's, which is not what that server has.
     named = settings.model if "model" in settings.model_fields_set else None
-    upstream = UpstreamSettings(settings.max_model_len, settings.max_num_seqs, model=named)
+    upstream = replace(_upstream_settings(settings), model=named)
     card = _card_of_others(named or "upstream", tools=True)
     return Chosen(UpstreamEngine(address, Watch(url), upstream), card, named or "upstream")
+
+
+def _child(settings: Settings, command: ChildCommand) -> Child:
+    return Child(command, Patience(stall_s=settings.stall_timeout_s))
+
+
+def _upstream_settings(settings: Settings) -> UpstreamSettings:
+    return UpstreamSettings(settings.max_model_len, with_room(settings).max_num_seqs, settings.stall_timeout_s)
 
 
 def _card_of_others(model: str, *, tools: bool) -> ModelCard:

@@ -33,7 +33,7 @@ from onsight.api.traces import Traces
 from onsight.config import LOOPBACK_HOSTS, MEGABYTE, Settings, tell_gradio
 from onsight.core.engine import Engine, Progress
 from onsight.core.errors import StartError
-from onsight.engine_choice import build_roster
+from onsight.engine_choice import build_roster, with_room
 from onsight.index.collection import Collection, Place
 from onsight.media.door import MediaDoor, MediaLimits
 from onsight.tasks.admission import Admission, QueueLimits
@@ -106,7 +106,7 @@ def assemble(
     temporary_folder()
     roster = build_roster(settings, progress)
     door = MediaDoor(media_limits(settings))
-    admission = Admission(settings.max_queue, _queue_limits(settings))
+    admission = _admission(with_room(settings))
     metrics = Metrics(roster, admission, door.decoded.cache)
     traces = None if settings.otlp_endpoint is None else Traces(settings.otlp_endpoint)
     bookkeepers = (metrics.record, log_request, *(() if traces is None else (traces.record,)))
@@ -180,14 +180,15 @@ def _hosts(settings: Settings) -> frozenset[str]:
     return LOOPBACK_HOSTS if settings.api_key is None and settings.keys_file is None else frozenset()
 
 
-def _queue_limits(settings: Settings) -> QueueLimits:
+def _admission(settings: Settings) -> Admission:
     several = settings.keys_file is not None
-    return QueueLimits(
+    limits = QueueLimits(
         places_of_one=settings.max_queue_caller or (-(-settings.max_queue * 3 // 4) if several else None),
         at_work=_AT_WORK * settings.max_num_seqs,
         pixels=settings.max_queue_pixels,
         timeout_s=settings.request_timeout_s,
     )
+    return Admission(settings.max_queue, limits)
 
 
 def media_limits(settings: Settings) -> MediaLimits:

@@ -26,9 +26,11 @@ def peek(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return export_gguf(BUNDLED, tmp_path_factory.mktemp("peek"), "peek")
 
 
-def write(path: Path, architecture: str, **fields: int) -> Path:
+def write(path: Path, architecture: str, basename: str = "", **fields: int) -> Path:
     """A GGUF file without tensors' numbers but one; `fields` without the architecture's name."""
     writer = gguf.GGUFWriter(path, architecture)
+    if basename:
+        writer.add_string("general.basename", basename)
     for name, value in ({"context_length": 64, "embedding_length": 8} | fields).items():
         writer.add_uint32(f"{architecture}.{name}", value)
     writer.add_tensor("token_embd.weight", np.zeros((4, 8), np.float32))
@@ -143,7 +145,7 @@ def test_the_mmproj_beside_the_model_is_found_the_one_of_its_name_first(tmp_path
     model = tmp_path / "tiny-q8.gguf"
     model.write_bytes(b"x")
     assert locate_gguf(str(model), None, None) == (model, None)
-    for name in ("mmproj-other-f32.gguf", "mmproj-other-f16.gguf"):
+    for name in ("mmproj-other-f32.gguf", "mmproj-other-f16.gguf", "mmproj-other-bf16.gguf"):
         (tmp_path / name).write_bytes(b"x")
     assert locate_gguf(str(model), None, None)[1] == tmp_path / "mmproj-other-f16.gguf"
     (tmp_path / "mmproj-tiny-q8.gguf").write_bytes(b"x")
@@ -189,3 +191,72 @@ def test_a_hub_id_with_a_quantisation_brings_that_file_and_its_mmproj_only(tmp_p
         refused = fetch(hub, tmp_path, "org/tiny:Q2_K").stderr
     assert "'Q2_K'" in refused
     assert "tiny-Q8_0.gguf" in refused
+
+
+def test_a_tag_is_a_word_of_its_own(tmp_path: Path) -> None:
+    names = ("tiny-BF16.gguf", "tiny-F16.gguf", "tiny-Q4_K_M.gguf", "tiny-IQ4_XS.gguf", "mmproj-tiny-f32.gguf")
+    with stand_in_hub(org__tiny=Repo({name: name.encode() for name in names})) as hub:
+        assert fetch(hub, tmp_path, "org/tiny:F16").stdout.split()[0] == "tiny-F16.gguf"
+        assert hub.fetched() == {"tiny-F16.gguf", "mmproj-tiny-f32.gguf"}
+        for tag in ("Q4_K", "Q4_XS"):
+            assert f"no GGUF file for {tag!r}" in fetch(hub, tmp_path, f"org/tiny:{tag}").stderr
+
+
+def test_an_mmproj_that_a_broken_download_left_out_is_fetched(tmp_path: Path) -> None:
+    model, mmproj = "tiny-Q8_0.gguf", "mmproj-tiny-f16.gguf"
+    with stand_in_hub(org__tiny=Repo({name: name.encode() for name in (model, mmproj)})) as hub:
+        fetch(hub, tmp_path, "org/tiny:Q8_0")
+        (left,) = tmp_path.rglob(mmproj)
+        left.unlink()
+        assert fetch(hub, tmp_path, "org/tiny:Q8_0").stdout.split() == [model, mmproj]
+
+
+def test_a_cached_model_without_an_mmproj_is_served_where_the_hub_cannot_be_asked(tmp_path: Path) -> None:
+    with stand_in_hub(org__tiny=Repo({"tiny-Q8_0.gguf": b"x"})) as hub:
+        assert fetch(hub, tmp_path, "org/tiny:Q8_0").stdout.split() == ["tiny-Q8_0.gguf"]
+    done = fetch(hub, tmp_path, "org/tiny:Q8_0")
+    assert done.stdout.split() == ["tiny-Q8_0.gguf"]
+    assert "serving what is there: tiny-Q8_0.gguf" in done.stderr
+
+
+def write_mmproj(path: Path, projector: str, width: int, basename: str = "") -> Path:
+    writer = gguf.GGUFWriter(path, "clip")
+    writer.add_string("clip.projector_type", projector)
+    writer.add_uint32("clip.vision.projection_dim", width)
+    if basename:
+        writer.add_string("general.basename", basename)
+    writer.add_tensor("mm.0.weight", np.zeros((4, 8), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("architecture", "projector", "said"),
+    [
+        ("llama", "qwen2.5vl_merger", "qwen2.5vl_merger makes pictures for qwen2vl, and model.gguf is llama"),
+        ("qwen2vl", "idefics3", "idefics3 makes pictures for llama or granite, and model.gguf is qwen2vl"),
+        ("qwen2vl", "qwen2.5vl_merger", None),
+        ("llama", "mlp", None),
+    ],
+)
+def test_an_mmproj_of_another_family_is_refused_whatever_its_width(
+    tmp_path: Path, architecture: str, projector: str, said: str | None
+) -> None:
+    model = write(tmp_path / "model.gguf", architecture)
+    mmproj = write_mmproj(tmp_path / "mmproj.gguf", projector, 8)
+    if said is None:
+        assert read_gguf(model, mmproj).projector == projector
+        return
+    with pytest.raises(StartError, match=said):
+        read_gguf(model, mmproj)
+
+
+def test_an_mmproj_that_names_another_model_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = write(tmp_path / "model.gguf", "llama", basename="SmolVLM")
+    read_gguf(model, write_mmproj(tmp_path / "same.gguf", "idefics3", 8, "SmolVLM"))
+    assert caplog.text == ""
+    read_gguf(model, write_mmproj(tmp_path / "other.gguf", "idefics3", 8, "SmolVLM2"))
+    assert "'SmolVLM2'" in caplog.text

@@ -27,6 +27,7 @@ from onsight import __version__
 from onsight.cli.models import GIGABYTE, size_text
 from onsight.config import Settings, let_waiting_threads_sleep, takes_runpod_jobs
 from onsight.core.errors import StartError
+from onsight.engines.machine import free_memory
 from onsight.models.card import ModelCard, find_card
 
 State = Literal["ok", "off", "failed"]
@@ -244,7 +245,7 @@ def _found(check: str, model: str, revision: str | None) -> tuple[Row, _Here | N
 def _memory(settings: Settings, here: _Here | None) -> Row:
     """Free memory, and whether the weights of a model that chats fit."""
     if here is None or "chat" not in here[1].capabilities:
-        return Row("memory", "ok", f"{size_text(psutil.virtual_memory().available)} free")
+        return Row("memory", "ok", f"{size_text(free_memory())} free")
     import torch
 
     from onsight.engines.torch_engine.kv_cache import free_bytes

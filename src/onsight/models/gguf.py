@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatch
 from pathlib import Path
 
 from onsight.core.errors import StartError
@@ -13,6 +14,8 @@ from onsight.models.card import Capability, ModelCard, card_of_name, cards
 from onsight.models.gguf_header import GgufHeader, read_header
 from onsight.models.gguf_mllama import ARCHITECTURE as MLLAMA
 from onsight.models.hub import fetch_files
+
+log = logging.getLogger(__name__)
 
 _KEY_VALUE_BYTES = 2
 """Of one number in llama.cpp's cache, which holds half floats."""
@@ -33,6 +36,14 @@ _PROJECTORS = {
     "qwen2.5vl_merger": "Qwen2_5_VLForConditionalGeneration",
 }
 """What a mmproj calls its way from picture to words -> the architecture in config.json of the same model."""
+_MADE_FOR = {
+    "idefics3": ("llama", "granite"),
+    "qwen2vl_merger": ("qwen2vl",),
+    "qwen2.5vl_merger": ("qwen2vl",),
+    "gemma3": ("gemma3",),
+    "llama4": ("llama4",),
+}
+"""The same -> the architectures of the models that read it, where it is made for these alone."""
 _PREFERRED = ("f16", "bf16", "f32", "q8_0")
 """Which of several mmproj files is taken, by what is in its name."""
 
@@ -78,7 +89,12 @@ def locate_gguf(model: str, mmproj: str | None, revision: str | None) -> tuple[P
             raise StartError(f"revision is {revision!r}, but {model} is a file: only Hub ids have revisions")
     else:
         repository, _, tag = model.rpartition(":")
-        folder, names = fetch_files(repository, revision, lambda listed: _of_tag(listed, tag))
+        folder, names = fetch_files(
+            repository,
+            revision,
+            lambda listed: _of_tag(listed, tag),
+            lambda chosen: mmproj is not None or any(map(_is_mmproj, chosen)),
+        )
         path = folder / names[0]
     if not path.is_file():
         raise StartError(f"there is no file {path}: give the path of a .gguf file, or a Hub id like owner/name:Q4_K_M")
@@ -99,19 +115,28 @@ def locate_gguf(model: str, mmproj: str | None, revision: str | None) -> tuple[P
 def _of_tag(listed: Sequence[str], tag: str) -> list[str]:
     """The model's files of that quantisation, the first part first, then its mmproj. Raises StartError."""
     files = sorted(name for name in listed if name.endswith(".gguf"))
-    models = [name for name in files if "mmproj" not in name.lower()]
-    chosen = [name for name in models if fnmatch(name.lower(), f"*{tag.lower()}*")]
+    models = [name for name in files if not _is_mmproj(name)]
+    chosen = [name for name in models if _has_word(name, tag)]
     if not chosen:
         raise StartError(f"there is no GGUF file for {tag!r}; there are {', '.join(models) or 'none'}")
     mmproj = _choose_mmproj([name for name in files if name not in models], Path(chosen[0]).stem)
     return chosen if mmproj is None else [*chosen, mmproj]
 
 
+def _has_word(name: str, word: str) -> bool:
+    """Whether that is a word of the name: F16 is none of BF16's, and Q4_K none of Q4_K_M's."""
+    return re.search(rf"(?<![a-z0-9]){re.escape(word.lower())}(?![a-z0-9_])", name.lower()) is not None
+
+
+def _is_mmproj(name: str) -> bool:
+    return "mmproj" in name.lower()
+
+
 def _choose_mmproj(names: Sequence[str], stem: str) -> str | None:
     """The one named after the model, else the first one by precision; None where there is none."""
     named = [name for name in names if stem in name]
     for precision in _PREFERRED:
-        named += sorted(name for name in names if precision in name.lower())
+        named += sorted(name for name in names if _has_word(name, precision))
     return next(iter([*named, *sorted(names)]), None)
 
 
@@ -134,7 +159,7 @@ def read_gguf(path: Path, mmproj: Path | None) -> GgufModel:
         mmproj,
         header.text("general.name") or path.stem,
         architecture,
-        "" if mmproj is None else _projector(path, width, mmproj),
+        "" if mmproj is None else _projector(path, header, mmproj),
         context,
         _token_bytes(header, architecture, width),
         _special_texts(header),
@@ -142,18 +167,30 @@ def read_gguf(path: Path, mmproj: Path | None) -> GgufModel:
     )
 
 
-def _projector(path: Path, width: int, mmproj: Path) -> str:
+def _projector(path: Path, model: GgufHeader, mmproj: Path) -> str:
     """How the mmproj's pictures become the model's tokens. Raises StartError when it was made for another model."""
     header = read_header(mmproj)
     if header.text("general.architecture") != "clip":
         raise StartError(f"{mmproj} is no mmproj: general.architecture is {header.text('general.architecture')!r}")
+    architecture = model.text("general.architecture")
+    width = model.number(f"{architecture}.embedding_length")
     made_for = header.number("clip.vision.projection_dim", width)
     if made_for != width:
         raise StartError(
             f"{mmproj} belongs to another model: it makes vectors of {made_for} numbers, and {path.name} reads {width};"
             " give the mmproj that came with the model"
         )
-    return header.text("clip.vision.projector_type") or header.text("clip.projector_type")
+    projector = header.text("clip.vision.projector_type") or header.text("clip.projector_type")
+    families = _MADE_FOR.get(projector, (architecture,))
+    if architecture not in families:
+        raise StartError(
+            f"{mmproj} belongs to another model: its {projector} makes pictures for {' or '.join(families)}, and"
+            f" {path.name} is {architecture}; give the mmproj that came with the model"
+        )
+    names = [one.text("general.basename") for one in (header, model)]
+    if all(names) and names[0] != names[1]:
+        log.warning("%s calls its model %r, and %s %r: do they belong together?", mmproj, names[0], path, names[1])
+    return projector
 
 
 def _token_bytes(header: GgufHeader, architecture: str, width: int) -> int:

@@ -219,18 +219,25 @@ def _download(model: str, revision: str | None) -> Path:
 
 
 def fetch_files(
-    model: str, revision: str | None, choose: Callable[[Sequence[str]], list[str]]
+    model: str,
+    revision: str | None,
+    choose: Callable[[Sequence[str]], list[str]],
+    suffices: Callable[[Sequence[str]], bool],
 ) -> tuple[Path, list[str]]:
     """The folder and the names of those files of a Hub id that `choose` picks out of all names; cached ones first.
 
+    The Hub is asked unless what was picked of the cache `suffices`; where it cannot be, that is taken with a warning.
     Raises StartError, as `choose` may when nothing fits.
     """
     from huggingface_hub import model_info  # slow to import, and only needed here
 
     folder = _cached_snapshot(model, revision or "main")
+    cached: list[str] = []
     if folder is not None:
         try:
-            return folder, choose([path.name for path in folder.iterdir()])
+            cached = choose([path.name for path in folder.iterdir()])
+            if suffices(cached):
+                return folder, cached
         except StartError:
             log.info("that part of %s is not in the cache", model)
     try:
@@ -240,7 +247,11 @@ def fetch_files(
     except HFValidationError as error:
         raise StartError(f"{model!r} is no Hub id: {error}") from None
     except (OfflineModeIsEnabled, BrokenConnection, XetDownloadError, OSError) as error:
-        raise StartError(_reason(model, revision, error)) from None
+        reason = _reason(model, revision, error)
+        if folder is None or not cached:
+            raise StartError(reason) from None
+        log.warning("%s; serving what is there: %s", reason, ", ".join(cached))
+        return folder, cached
 
 
 def _cached_snapshot(model: str, revision: str) -> Path | None:

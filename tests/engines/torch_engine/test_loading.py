@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from onsight.core.errors import StartError
 from onsight.engines.torch_engine import TorchEngine, TorchSettings
-from onsight.engines.torch_engine.loading import dtype_for
+from onsight.engines.torch_engine.loading import dtype_for, pick_device
 from onsight.engines.torch_engine.vocabulary import Vocabulary, end_token_ids
 from onsight.models.card import find_card
 from tests.engines.torch_engine.asking import answer, asking, turn
@@ -249,6 +249,19 @@ async def test_a_gpu_that_is_asked_for_and_not_there_is_a_refusal_or_a_warning(
         engine = await start(smolvlm, device="cuda-or-cpu")
     assert "running on the CPU" in caplog.text
     assert engine.status().device == "cpu"
+
+
+def test_a_pytorch_for_gpus_that_finds_none_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert pick_device("auto").type == "cpu"
+    assert caplog.text == ""
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert pick_device("auto").type == "cpu"
+    assert "finds none" in caplog.text
 
 
 async def test_progress_is_told_up_to_the_last_tensor(smolvlm: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from onsight.config import Settings
 from onsight.core.errors import StartError
-from onsight.engine_choice import choose_kind
+from onsight.engine_choice import build_roster, choose_kind
 from onsight.engines.torch_engine.gguf_weights import GgufWeights
 from onsight.engines.torch_engine.loading import stored_tensors
 from onsight.engines.torch_engine.saving import save_quantised
@@ -100,6 +100,8 @@ def test_a_tensor_of_an_unknown_kind_is_named(file: Path) -> None:
 def test_the_torch_engine_is_chosen_for_it_and_llama_cpp_refused(file: Path) -> None:
     assert choose_kind(Settings(model=str(file)))[0] == "torch"
     assert choose_kind(Settings(model=str(file), engine="torch"))[0] == "torch"
+    with pytest.raises(StartError, match=r"never part of llama\.cpp"):
+        build_roster(Settings(model=str(file), engine="llama"), None)
 
 
 def test_the_folder_is_made_once_and_anew_for_another_file(plain: Path, file: Path, cache: Path) -> None:

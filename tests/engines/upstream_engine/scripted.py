@@ -56,7 +56,10 @@ def drops() -> Play:
 
 @dataclass
 class Scripted:
-    """Plays `plays` one after another, then `GOOD` ones. `bodies`: what was asked; `left`: how often a client left."""
+    """Plays `plays` one after another, then `GOOD` ones. `bodies`: what was asked; `left`: how often a client left.
+
+    `pages`: what other routes answer, by their path.
+    """
 
     url: str = ""
     owner: str = "somebody"
@@ -65,6 +68,7 @@ class Scripted:
     bodies: list[dict[str, object]] = field(default_factory=list)
     models_status: int = 200
     left: int = 0
+    pages: dict[str, Play] = field(default_factory=dict)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, one request."""
@@ -72,7 +76,9 @@ class Scripted:
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             length = next((int(line.split(":")[1]) for line in head.split("\r\n") if line.startswith("content-l")), 0)
             body = await reader.readexactly(length)
-            if head.startswith("get /v1/models"):
+            if (path := head.split()[1]) in self.pages:
+                await self.pages[path](writer)
+            elif path == "/v1/models":
                 model = {"id": self.model, "owned_by": self.owner, "max_model_len": 4096}
                 await answers(self.models_status, {"data": [model]})(writer)
             else:

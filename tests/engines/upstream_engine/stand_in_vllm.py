@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 
-from tests.engines.upstream_engine.scripted import Scripted
+from tests.engines.upstream_engine.scripted import GOOD, Scripted
+
+POISON = "poison"
+"""A request with this word in it ends the program."""
 
 
-async def serve(socket: str, model: str) -> None:
+async def serve(socket: str, model: str, owner: str = "vllm") -> None:
     """Answer until killed."""
-    scripted = Scripted(owner="vllm", model=model)
+    scripted = Scripted(owner=owner, model=model)
+
+    async def play(writer: asyncio.StreamWriter) -> None:
+        if POISON in str(scripted.bodies[-1]):
+            os._exit(7)
+        scripted.plays.append(play)
+        await GOOD(writer)
+
+    scripted.plays.append(play)
     server = await asyncio.start_unix_server(scripted.serve, socket)
     await server.serve_forever()
 

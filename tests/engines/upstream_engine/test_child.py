@@ -66,6 +66,62 @@ async def test_a_child_that_never_answers_is_given_up() -> None:
     await child.close()
 
 
+async def test_a_child_that_still_says_something_is_not_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    """As one does that downloads a model, in a line that is written over again and again."""
+    caplog.set_level(logging.INFO)
+    script = (
+        "import sys, time\n"
+        "for n in range(20):\n"
+        "    sys.stderr.write(f'\\rdownloaded {n * 5} %'); sys.stderr.flush(); time.sleep(0.1)\n"
+        "print(flush=True); time.sleep(60)\n"
+    )
+
+    async def when_loaded() -> None:
+        if "downloaded 95" not in caplog.text:
+            raise Unavailable("loading")
+
+    child = running(script, Patience(start_s=1.0, stop_s=0.5, ask_s=0.01))
+    await child.start(when_loaded, nothing)
+    assert "downloaded 90" not in caplog.text
+    await child.close()
+
+
+async def test_its_last_words_need_no_end_of_line() -> None:
+    async def never() -> None:
+        raise Unavailable("not yet")
+
+    child = running("import sys; sys.stdout.write('cut o'); sys.stdout.flush(); sys.exit(3)")
+    with pytest.raises(StartError, match="cut o"):
+        await child.start(never, never)
+    await child.close()
+
+
+async def test_pauses_grow_with_each_death_in_a_row_up_to_the_longest(caplog: pytest.LogCaptureFixture) -> None:
+    child = running("import time; time.sleep(0.05)", Patience(stop_s=0.5, pause_s=0.1, longest_pause_s=0.4, probe_s=60))
+    await child.start(nothing, nothing)
+    async with asyncio.timeout(20):
+        while child.restarts_total < 4:
+            await asyncio.sleep(0.01)
+    await child.close()
+    pauses = [
+        str(record.args[2]) for record in caplog.records if isinstance(record.args, tuple) and "again in" in record.msg
+    ]
+    assert pauses[:4] == ["0.1", "0.2", "0.4", "0.4"]
+
+
+async def test_a_steady_life_ends_the_row(caplog: pytest.LogCaptureFixture) -> None:
+    child = running("import time; time.sleep(0.3)", Patience(stop_s=0.5, pause_s=0.05, steady_s=0.1))
+    await child.start(nothing, nothing)
+    async with asyncio.timeout(20):
+        while child.restarts_total < 3:
+            await asyncio.sleep(0.01)
+    await child.close()
+    pauses = {
+        record.args[2] for record in caplog.records if isinstance(record.args, tuple) and "again in" in record.msg
+    }
+    assert pauses == {0.05}
+
+
 async def test_its_lines_are_logged_and_the_first_line_reaches_it(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     child = running("print('heard', input(), flush=True); input()", first_line="a secret")

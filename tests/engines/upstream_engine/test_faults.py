@@ -26,8 +26,21 @@ from onsight.core.errors import (
 from onsight.core.generation import Finished, GenerateRequest, Sampling, TextDelta, Usage
 from onsight.core.messages import ImageOptions, Message, Text
 from onsight.engines.upstream_engine import Address, UpstreamEngine, UpstreamSettings, Watch
-from tests.engines.contract import ask, events_of, idle, solid, text_of
-from tests.engines.upstream_engine.scripted import GOOD, HEAD, Scripted, answers, drops, ending, piece, says, scripted
+from onsight.engines.upstream_engine.keeper import Check
+from tests.engines.contract import ask, calling, events_of, idle, solid, text_of
+from tests.engines.upstream_engine.scripted import (
+    GOOD,
+    HEAD,
+    Play,
+    Scripted,
+    answers,
+    chunk,
+    drops,
+    ending,
+    piece,
+    says,
+    scripted,
+)
 
 QUICK = UpstreamSettings(silence_s=5.0, retry_pause_s=0.001)
 
@@ -246,9 +259,6 @@ async def test_a_prompt_that_is_too_long_is_refused_with_its_numbers() -> None:
 
 
 async def test_a_server_that_is_silent_for_too_long_is_not_waited_for() -> None:
-    async def silent(writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(30)
-
     async with scripted() as server, started(server, replace(QUICK, silence_s=0.2)) as engine:
         server.plays = [silent]
         with pytest.raises(Unavailable, match="slow"):
@@ -256,14 +266,117 @@ async def test_a_server_that_is_silent_for_too_long_is_not_waited_for() -> None:
         assert len(server.bodies) == 1
 
 
-async def test_closing_the_generator_closes_the_connection() -> None:
-    async def endless(writer: asyncio.StreamWriter) -> None:
-        writer.write(HEAD)
-        while True:
-            writer.write(piece("la "))
-            await writer.drain()
-            await asyncio.sleep(0.001)
+UNCOUNTED = says(HEAD, piece("Hello"), ending().replace(b"image_tokens", b"other"))
+LAID_OUT = answers(200, {"prompt": "user: <__media__>hi"})
 
+
+async def test_pictures_are_counted_by_a_llama_server_that_does_not_say_its_marker() -> None:
+    async with scripted("llamacpp") as server, started(server) as engine:
+        told = {"/props": {}, "/tokenize": {"tokens": [1, 2, 3]}}
+        server.pages = {path: answers(200, body) for path, body in told.items()} | {"/apply-template": LAID_OUT}
+        server.plays = [UNCOUNTED]
+        *_, end = await events_of(engine, ask("hi", solid((1, 2, 3))))
+        assert isinstance(end, Finished)
+        assert end.usage == Usage(9, 2, 0, 9 - 3)
+
+
+@pytest.mark.parametrize(
+    ("path", "broken"),
+    [
+        ("/props", answers(404)),
+        ("/props", drops()),
+        ("/apply-template", answers(200, {})),
+        ("/tokenize", answers(200, {"tokens": 7})),
+        ("/tokenize", answers(200, "no JSON")),
+    ],
+)
+async def test_a_whole_answer_is_not_lost_to_a_count_that_fails(
+    path: str, broken: Play, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with scripted("llamacpp") as server, started(server) as engine:
+        good = {"/props": answers(200, {}), "/apply-template": LAID_OUT, "/tokenize": answers(200, {})}
+        server.pages = {**good, path: broken}
+        server.plays = [UNCOUNTED]
+        assert await text_of(engine, ask("hi", solid((1, 2, 3)))) == "Hello"
+    assert "could not be counted" in caplog.text
+
+
+def told(**fields: object) -> Play:
+    """An answer of one word, with these fields in its first choice."""
+    choice = {"index": 0, "delta": {"content": "Hello"}, "finish_reason": None, **fields}
+    return says(HEAD, chunk(choices=[choice]), ending())
+
+
+CALL = {"index": 0, "id": "call_1", "function": {"name": "click", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("asked", "param", "kept"),
+    [
+        (
+            ask("x", sampling=Sampling(logprobs=True)),
+            "logprobs",
+            told(logprobs={"content": [{"token": "Hello", "logprob": -0.5}]}),
+        ),
+        (ask("x", schema='{"type": "object"}'), "response_format", told(delta={"content": "{}"})),
+        (calling("x"), "tool_choice", told(delta={"tool_calls": [CALL]})),
+    ],
+)
+async def test_what_the_server_passes_over_in_silence_is_named(asked: GenerateRequest, param: str, kept: Play) -> None:
+    async with scripted() as server, started(server) as engine:
+        with pytest.raises(Unsupported, match=param) as caught:
+            await events_of(engine, asked)
+        assert caught.value.param == param
+        server.plays = [kept]
+        assert isinstance((await events_of(engine, asked))[-1], Finished)
+
+
+async def test_an_answer_that_was_cut_short_need_not_keep_to_its_schema() -> None:
+    async with scripted() as server, started(server) as engine:
+        server.plays = [says(HEAD, piece('{"a": '), ending("length"))]
+        assert await text_of(engine, ask("x", schema='{"type": "object"}')) == '{"a": '
+
+
+async def endless(writer: asyncio.StreamWriter) -> None:
+    writer.write(HEAD)
+    while True:
+        writer.write(piece("la "))
+        await writer.drain()
+        await asyncio.sleep(0.001)
+
+
+async def silent(writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(30)
+
+
+class Asking(Watch):
+    """Keeps the probe, to be asked by hand."""
+
+    probe: Check
+
+    async def start(self, check: Check, probe: Check) -> None:
+        await super().start(check, probe)
+        self.probe = probe
+
+
+async def test_a_server_that_goes_on_with_an_answer_lives_though_it_lets_other_questions_wait() -> None:
+    async with scripted() as server:
+        keeper = Asking(server.url, every_s=60.0)
+        engine = UpstreamEngine(Address(server.url), keeper, QUICK)
+        await engine.start()
+        server.pages["/v1/models"], server.plays = silent, [endless]
+        stream = engine.generate(ask("sing"))
+        await anext(stream)
+        async with asyncio.timeout(5):
+            await keeper.probe()
+        await stream.aclose()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await keeper.probe()
+        await engine.close()
+
+
+async def test_closing_the_generator_closes_the_connection() -> None:
     async with scripted() as server, started(server) as engine:
         server.plays = [endless]
         stream = engine.generate(ask("sing"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,6 +37,23 @@ def test_slots_give_way_before_the_context_does() -> None:
         plan_cache(2048, FREE // 1000, None, 1)
 
 
+def test_a_containers_limits_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("onsight.engines.machine._CONTAINER", tmp_path)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 16)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert plan_cache(2048, 1, None, 64).slots == 64
+    assert pick_threads(None) == 15
+    (tmp_path / "memory.max").write_text(f"{2048 * 64}\n")
+    (tmp_path / "memory.stat").write_text(f"anon {2048 * 32}\nfile 99\n")
+    (tmp_path / "cpu.max").write_text("450000 100000\n")
+    assert plan_cache(2048, 1, None, 64).slots == 16
+    assert pick_threads(None) == 3
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert pick_threads(None) == 1
+
+
 def test_threads_are_as_asked_or_leave_a_core_to_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pick_threads(5) == 5
     for physical, allowed, expected in ((8, 16, 7), (8, 4, 3), (2, 2, 2), (1, 2, 1)):
@@ -58,6 +77,21 @@ def test_a_library_that_is_not_installed_is_asked_for(monkeypatch: pytest.Monkey
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(StartError, match=r"onsight\[llama\]"):
         require_library()
+
+
+def test_a_library_that_cannot_be_loaded_says_which_package_to_install(tmp_path: Path) -> None:
+    (tmp_path / "xllamacpp.py").write_text("raise ImportError('libgomp.so.1: cannot open shared object file')")
+    done = subprocess.run(
+        [sys.executable, "-m", "onsight.engines.llama_worker"],
+        input="{}\n",
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "libgomp.so.1" in done.stderr
+    assert "libgomp1 of Debian" in done.stderr
 
 
 def test_ones_own_llama_server_is_told_the_same() -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy
-import psutil
 import torch
 
 from onsight.core.errors import StartError
+from onsight.engines.machine import free_memory
 from onsight.engines.torch_engine.families.key_values import KeyValueShape, Sight
 from onsight.engines.torch_engine.picture_cache import PictureCache
 from onsight.engines.torch_engine.settings import TorchSettings
@@ -21,8 +20,6 @@ log = logging.getLogger(__name__)
 _SHARE_OF_FREE = {"cuda": 0.9, "cpu": 0.5, "mps": 0.5}
 """How much of the free memory keys and values may take; on a CPU the rest of the machine lives there too."""
 _SHORTEST_CONTEXT = 256
-_CONTAINER = Path("/sys/fs/cgroup")
-"""Where a container's memory limit stands (cgroup v2); the rest of the system's view is the whole host's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +78,7 @@ def free_bytes(device: torch.device) -> int:
     """Memory that is free on `device`: of the GPU, or of this machine or container."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = int(psutil.virtual_memory().available)
-    try:
-        limit = int((_CONTAINER / "memory.max").read_text())
-        used = dict(line.split(maxsplit=1) for line in (_CONTAINER / "memory.stat").read_text().splitlines())
-        return min(free, limit - int(used["anon"]))
-    except (OSError, ValueError, KeyError):  # no container, or one without a limit ("max")
-        return free
+    return free_memory()
 
 
 class KeyValueCache:

@@ -125,9 +125,12 @@ def refuse_code(folder: Path) -> None:
 
 
 def pick_device(choice: DeviceChoice) -> torch.device:
-    """The device to run on. Raises StartError for `cuda` or `mps` on a machine without one."""
+    """The device to run on; a GPU that PyTorch was built for and that is not there is a warning. Raises StartError for
+    `cuda` or `mps` on a machine without one."""
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if choice == "auto":
+        if torch.version.cuda is not None and not present["cuda"]:
+            log.warning("torch %s is built for GPUs and finds none; running on the CPU", torch.__version__)
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if present[name]))
     if choice == "cuda-or-cpu":
         if not present["cuda"]:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 from pydantic import BaseModel, ConfigDict
 
-from onsight.core.errors import EngineFailed
-from onsight.core.generation import Candidate, FinishReason, TextDelta, TokenLogprob, ToolCallDelta, Usage
+from onsight.core.errors import EngineFailed, Unsupported
+from onsight.core.generation import (
+    Candidate,
+    FinishReason,
+    GenerateRequest,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
 
 Delta = TextDelta | ToolCallDelta
 
@@ -86,6 +96,20 @@ class AnswerReader:
         self.counted_images = False
         self.done = False
         self._calls = 0
+        self._text = ""
+        self._has_logprobs = False
+
+    def require_asked(self, request: GenerateRequest) -> None:
+        """Raises Unsupported when the whole answer lacks what was asked for: some servers pass over what they lack."""
+        choice = None if request.tools is None else request.tools.choice
+        if request.sampling.logprobs and self._text and not self._has_logprobs:
+            raise _passed_over("logprobs")
+        if self.reason == "length":
+            return
+        if choice is not None and choice.mode == "required" and not self._calls:
+            raise _passed_over("tool_choice")
+        if request.schema is not None and not self._calls and not _is_json(self._text):
+            raise _passed_over("response_format")
 
     def read(self, line: bytes) -> list[Delta]:
         """What one line of the stream says, if it says anything. Raises EngineFailed."""
@@ -113,6 +137,8 @@ class AnswerReader:
         self.reason = choice.finish_reason or self.reason
         tokens = (choice.logprobs.content or []) if choice.logprobs else []
         text = choice.delta.content or ""
+        self._text += text
+        self._has_logprobs |= bool(tokens)
         deltas: list[Delta] = [self._call(call) for call in choice.delta.tool_calls or []]
         if text or tokens:
             deltas.append(TextDelta(text, tuple(self._logprob(token) for token in tokens)))
@@ -138,3 +164,17 @@ class AnswerReader:
         self.usage = Usage(
             usage.prompt_tokens, usage.completion_tokens, details.cached_tokens or 0, details.image_tokens or 0
         )
+
+
+def _passed_over(field: str) -> Unsupported:
+    return Unsupported(
+        f"this model's server passed over {field}: leave it out, or serve the model otherwise", param=field
+    )
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

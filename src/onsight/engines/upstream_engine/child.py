@@ -40,10 +40,12 @@ class ChildCommand:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long what may take, in seconds. `start_s`: until it answers. `stop_s`: between SIGTERM and SIGKILL.
+    """How long what may take, in seconds. `start_s`: without a word in its log until it answers. `stop_s`: between
+    SIGTERM and SIGKILL.
 
     `pause_s`, `longest_pause_s`: before it is started again, doubled with each death in a row; a life of `steady_s`
-    ends the row. `ask_s`: between two questions whether it is ready.
+    ends the row. `return_s`: a request may wait for its return. `ask_s`: between two questions whether it is ready.
+    `probe_s`: between two whether it still answers; without an answer for `stall_s` it is ended and started again.
     """
 
     start_s: float = 600.0
@@ -51,16 +53,27 @@ class Patience:
     pause_s: float = 0.5
     longest_pause_s: float = 30.0
     steady_s: float = 60.0
+    return_s: float = 30.0
     ask_s: float = 0.1
+    probe_s: float = 5.0
+    stall_s: float = 300.0
 
 
 @dataclass(slots=True)
+class _Words:
+    """What it said: its last lines, and when it said anything."""
+
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    last_s: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True, slots=True)
 class _Life:
     """One run of the program."""
 
     process: asyncio.subprocess.Process
     logging: asyncio.Task[None]
-    lines: deque[str] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    words: _Words
 
 
 class Child:
@@ -79,6 +92,11 @@ class Child:
         return f"the model runs in a child process, started again {self.restarts_total} times"
 
     @property
+    def return_s(self) -> float:
+        """See `Keeper.return_s`."""
+        return self._patience.return_s
+
+    @property
     def process_id(self) -> int | None:
         """Of the child that runs now."""
         return None if self._life is None else self._life.process.pid
@@ -92,7 +110,7 @@ class Child:
         finally:
             if self.state != "ready":
                 await self._stop()
-        self._keeping = asyncio.create_task(self._keep(life, check))
+        self._keeping = asyncio.create_task(self._keep(life, check, probe))
 
     async def close(self) -> None:
         """Stop it: SIGTERM, then SIGKILL, to its whole process group."""
@@ -104,17 +122,17 @@ class Child:
         if self._command.socket is not None:
             shutil.rmtree(Path(self._command.socket).parent, ignore_errors=True)
 
-    async def _keep(self, life: _Life, check: Check) -> None:
-        """Start it again whenever it dies."""
+    async def _keep(self, life: _Life, check: Check, probe: Check) -> None:
+        """Start it again whenever it dies or answers no more."""
         pause_s = self._patience.pause_s
         while True:
             began_s = time.monotonic()
-            code = await life.process.wait()
-            self.state = "loading"
-            log.error("%s ended with %d; starting it again in %.1f s", self._command.name, code, pause_s)
-            await self._stop()
-            await asyncio.sleep(pause_s)
+            fault = await self._until_it_fails(life, probe)
             steady = time.monotonic() - began_s >= self._patience.steady_s
+            log.error("%s %s; starting it again in %.1f s", self._command.name, fault, pause_s)
+            await self._stop()
+            self.state = "loading"
+            await asyncio.sleep(pause_s)
             pause_s = self._patience.pause_s if steady else min(2 * pause_s, self._patience.longest_pause_s)
             self.restarts_total += 1
             try:
@@ -127,6 +145,25 @@ class Child:
             self.state = "ready"
             log.info("%s is ready again", self._command.name)
 
+    async def _until_it_fails(self, life: _Life, probe: Check) -> str:
+        """Return when it has ended or is stalled, with a word on that."""
+        answered_s = time.monotonic()
+        while True:
+            try:
+                code = await asyncio.wait_for(life.process.wait(), self._patience.probe_s)
+                self.state = "loading"
+                return f"ended with {code}"
+            except TimeoutError:
+                pass
+            try:
+                async with asyncio.timeout(answered_s + self._patience.stall_s - time.monotonic()):
+                    await probe()
+                answered_s = time.monotonic()
+            except (RequestError, StartError, TimeoutError) as error:
+                if time.monotonic() - answered_s >= self._patience.stall_s:
+                    self.state = "stalled"
+                    return f"has not answered for {self._patience.stall_s:g} s ({error or 'no word'})"
+
     async def _launch(self) -> _Life:
         command = self._command
         if command.socket is not None:
@@ -137,24 +174,22 @@ class Child:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
-                limit=_LONGEST_LINE,
                 # A process group of its own: Ctrl-C in the terminal is for us, who let running answers finish, and what
                 # the child starts is stopped with it.
                 start_new_session=True,
             )
         except OSError as error:
             raise StartError(f"{command.arguments[0]} cannot be run: {error.strerror}") from None
-        lines: deque[str] = deque(maxlen=_REMEMBERED)
-        life = self._life = _Life(process, asyncio.create_task(_pass_on(process, command.name, lines)), lines)
+        words = _Words()
+        life = self._life = _Life(process, asyncio.create_task(_pass_on(process, command.name, words)), words)
         if process.stdin is not None and command.first_line:
             process.stdin.write(command.first_line.encode() + b"\n")
         return life
 
     async def _until_ready(self, life: _Life, check: Check) -> None:
         """Ask until it answers. Raises StartError when it dies, or needs too long."""
-        deadline_s = time.monotonic() + self._patience.start_s
         problem: Exception | None = None
-        while life.process.returncode is None and time.monotonic() < deadline_s:
+        while life.process.returncode is None and time.monotonic() - life.words.last_s < self._patience.start_s:
             try:
                 await check()
                 return
@@ -163,9 +198,9 @@ class Child:
             await asyncio.sleep(self._patience.ask_s)
         name = self._command.name
         if life.process.returncode is None:
-            raise StartError(f"{name} gave no answer in {self._patience.start_s:.0f} s: {problem}")
+            raise StartError(f"{name} gave no answer and said nothing for {self._patience.start_s:.0f} s: {problem}")
         await asyncio.wait({life.logging}, timeout=1)
-        said = " / ".join(life.lines) or "it said nothing"
+        said = " / ".join(life.words.lines) or "it said nothing"
         raise StartError(f"{name} ended with {life.process.returncode} before it was ready; its last words: {said}")
 
     async def _stop(self) -> None:
@@ -197,19 +232,19 @@ def _signal(group: int, number: signal.Signals) -> None:
         return
 
 
-async def _pass_on(process: asyncio.subprocess.Process, name: str, lines: deque[str]) -> None:
-    """Log what it says, line by line."""
+async def _pass_on(process: asyncio.subprocess.Process, name: str, words: _Words) -> None:
+    """Log what it says, line by line; of one that is written over, as progress is, the last state."""
     if process.stdout is None:
         return
     child_log = logging.getLogger(f"onsight.{name}")
-    while True:
-        try:
-            line = await process.stdout.readline()
-        except ValueError:  # longer than the limit: the part that was read is dropped, and reading goes on
-            continue
-        if not line:
-            return
-        text = line.decode("utf-8", "replace").rstrip()
-        if text:
-            lines.append(text)
-            child_log.info("%s", text)
+    pending, ended = b"", False
+    while not ended:
+        piece = await process.stdout.read(_LONGEST_LINE)
+        words.last_s, ended = time.monotonic(), not piece
+        *lines, pending = (pending + (piece or b"\n")).split(b"\n")
+        pending = pending[-_LONGEST_LINE:]
+        for line in lines:
+            text = line.decode("utf-8", "replace").rstrip().rpartition("\r")[2]
+            if text:
+                words.lines.append(text)
+                child_log.info("%s", text)

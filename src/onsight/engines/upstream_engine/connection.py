@@ -31,6 +31,8 @@ _LONGEST_LINE = 8 << 20
 _SHOWN = 500
 _RETRY_S = 5
 _CONNECT_S = 5.0
+_MEDIA_MARKER = "<__media__>"
+"""What stands for a picture in llama.cpp's builds that do not say it."""
 _WRITE_S = 60.0
 
 
@@ -122,9 +124,12 @@ class Connection:
         """How many tokens of the prompt are not pictures, by llama.cpp's own tokenizer. Raises RequestError."""
         properties = await self._json("GET", "/props")
         laid_out = await self._json("POST", "/apply-template", messages)
-        pieces = str(laid_out["prompt"]).split(str(properties["media_marker"]))
+        pieces = str(laid_out.get("prompt")).split(str(properties.get("media_marker", _MEDIA_MARKER)))
         found = await self._json("POST", "/tokenize", {"content": pieces, "add_special": True, "parse_special": True})
-        return len(found["tokens"])
+        tokens = found.get("tokens")
+        if not isinstance(tokens, list):
+            raise EngineFailed(GARBAGE)
+        return len(tokens)
 
     async def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ from onsight.engines.upstream_engine.keeper import Keeper
 log = logging.getLogger(__name__)
 
 _TRIES = 3
+_ASK_S = 0.05
+"""Between two looks whether a child is back, or goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +107,8 @@ class UpstreamEngine:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """See `ChatEngine.generate`."""
-        facts = self._require_ready()
-        self._require_offered(request, facts)
         mailbox: asyncio.Queue[Event | RequestError] = asyncio.Queue()
-        pump = asyncio.create_task(self._pump(request, facts, mailbox))
+        pump = asyncio.create_task(self._pump(request, mailbox))
         self._live[pump] = mailbox
         pump.add_done_callback(lambda done: _report(done, mailbox))
         event: Event | RequestError | None = None
@@ -122,11 +123,14 @@ class UpstreamEngine:
             await asyncio.gather(pump, return_exceptions=True)
             del self._live[pump]
 
-    async def _pump(self, request: GenerateRequest, facts: Facts, mailbox: asyncio.Queue[Event | RequestError]) -> None:
+    async def _pump(self, request: GenerateRequest, mailbox: asyncio.Queue[Event | RequestError]) -> None:
         """Read the answer as fast as it comes, whether or not somebody takes its events yet."""
+        facts = await self._require_ready()
+        self._require_offered(request, facts)
         body = await asyncio.to_thread(self._write, request, facts)
         reader = AnswerReader(request.sampling.top_logprobs)
-        for attempt in range(_TRIES):
+        tries, pause_s = _TRIES, self._settings.retry_pause_s
+        while True:
             try:
                 async with aclosing(self._connection.stream(body, reader)) as deltas:
                     async for delta in deltas:
@@ -134,9 +138,15 @@ class UpstreamEngine:
                         mailbox.put_nowait(delta)
                 break
             except Unreached:
-                if attempt == _TRIES - 1:
+                tries -= 1
+                if not tries:
                     raise
-                await asyncio.sleep(self._settings.retry_pause_s * 2**attempt)
+                await asyncio.sleep(pause_s)
+                pause_s *= 2
+                if self._keeper.state != "ready":
+                    # It may have died of this very request, which may cost it one life more and no other.
+                    tries = 1
+                    await self._require_ready()
             except ContextTooLong as error:
                 raise ContextTooLong(
                     f"{error.message}, {facts.context_tokens} tokens: shorten the text, or send fewer or smaller"
@@ -151,6 +161,7 @@ class UpstreamEngine:
         usage = reader.usage
         if usage is None or reader.reason is None:
             raise EngineFailed(f"{GARBAGE} (it counted no tokens)")
+        reader.require_asked(request)
         images = [image for message in request.messages for image in message.images]
         if images and facts.dialect.counts_text and not reader.counted_images:
             usage = await self._count_images(usage, body)
@@ -160,10 +171,18 @@ class UpstreamEngine:
         return Finished(reader.reason, usage, tuple(View(image.size, image.size) for image in images))
 
     async def _count_images(self, usage: Usage, body: dict[str, object]) -> Usage:
-        words = await self._connection.count_words(without_pixels(body))
+        try:
+            words = await self._connection.count_words(without_pixels(body))
+        except RequestError as error:  # the answer is whole, and worth more than this number
+            log.warning("the pictures' tokens could not be counted: %s", error)
+            return usage
         return replace(usage, image_tokens=usage.prompt_tokens - words)
 
-    def _require_ready(self) -> Facts:
+    async def _require_ready(self) -> Facts:
+        """What the server said of itself; one that was ready before is waited for a while. Raises Unavailable."""
+        until_s = time.monotonic() + self._keeper.return_s
+        while self._facts and self.status().state not in ("ready", "dead") and time.monotonic() < until_s:
+            await asyncio.sleep(_ASK_S)
         state = self.status().state
         if state != "ready" or self._facts is None:
             raise Unavailable(f"the engine is {state}; try again soon", retry_after_s=2)
@@ -195,7 +214,18 @@ class UpstreamEngine:
         return write_body(request, facts.dialect, facts.model)
 
     async def _probe(self) -> None:
-        await self._connection.facts(self._settings.model, self._settings.context_tokens)
+        """Return once the server answers or goes on with an answer: one that writes many may let other questions wait.
+        Raises RequestError, StartError."""
+        before = self._steps_total
+        asking = asyncio.create_task(self._connection.facts(self._settings.model, self._settings.context_tokens))
+        try:
+            while not asking.done() and self._steps_total == before:
+                await asyncio.wait({asking}, timeout=_ASK_S)
+            if asking.done():
+                asking.result()
+        finally:
+            asking.cancel()
+            await asyncio.gather(asking, return_exceptions=True)
 
     async def _check(self) -> None:
         """One real answer, after which the server counts as ready. Raises RequestError, StartError."""

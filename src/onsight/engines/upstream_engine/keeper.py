@@ -17,6 +17,11 @@ class Keeper(Protocol):
     state: EngineState
 
     @property
+    def return_s(self) -> float:
+        """How long a request may wait for a server that was ready and is not, in seconds."""
+        ...
+
+    @property
     def detail(self) -> str: ...
 
     async def start(self, check: Check, probe: Check) -> None:

@@ -12,9 +12,8 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import psutil
-
 from onsight.core.errors import StartError
+from onsight.engines.machine import free_memory, usable_cores
 from onsight.engines.upstream_engine.child import ChildCommand
 from onsight.engines.upstream_engine.connection import Address
 from onsight.engines.upstream_engine.leash import leashed
@@ -59,7 +58,7 @@ def plan_cache(trained: int, token_bytes: int, asked: int | None, slots: int) ->
     if asked is not None and asked > trained:
         raise StartError(f"max_model_len is {asked}, but the model was made for {trained} tokens: set it lower")
     context = asked or min(trained, _COMMON_CONTEXT)
-    free = psutil.virtual_memory().available
+    free = free_memory()
     fitting = int(free * _KEY_VALUE_SHARE) // max(1, context * token_bytes)
     if not fitting:
         raise StartError(
@@ -74,9 +73,8 @@ def pick_threads(asked: int | None) -> int:
     threads wait for each other in a loop, and one that is not running stops all."""
     if asked is not None:
         return asked
-    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
-    return cores - 1 if cores > 2 else max(1, cores)
+    cores = usable_cores()
+    return cores - 1 if cores > 2 else cores
 
 
 def require_library(cpu_information: Path = Path("/proc/cpuinfo")) -> None:

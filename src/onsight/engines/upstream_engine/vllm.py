@@ -24,7 +24,7 @@ class VllmOptions:
     model: str
     revision: str | None
     context_tokens: int | None
-    slots: int
+    slots: int | None
     arguments: str = ""
 
 
