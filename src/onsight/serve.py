@@ -8,6 +8,7 @@ import gc
 import importlib.util
 import json
 import logging
+import math
 import signal
 import socket
 import sys
@@ -48,6 +49,9 @@ log = logging.getLogger("onsight")
 _AT_WORK = 4
 """Media are opened for so many times the requests that an engine answers at once, so that it never waits for them."""
 
+_LAST_BYTES_S = 5
+"""After the last running answer, connections have at least so long for what is still on its way."""
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -87,6 +91,11 @@ class Site:
         self.door.close()
         if self.traces is not None:
             await asyncio.to_thread(self.traces.close)
+
+    def end_streams(self) -> None:
+        """End what an open page keeps open for as long as it is shown."""
+        if self.page is not None:
+            self.page.end_streams()
 
     @property
     def _engines(self) -> list[Engine]:
@@ -251,7 +260,7 @@ async def listen_and_serve(site: Site, settings: Settings, ready: Callable[[str]
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
     )
-    server = DrainingServer(config, site.admission, settings.drain_timeout_s)
+    server = DrainingServer(config, site.admission, settings.drain_timeout_s, site.end_streams)
     serving = asyncio.create_task(server.serve([listening]))
     loading = asyncio.create_task(site.start())
     try:
@@ -296,10 +305,15 @@ def listen_on(settings: Settings) -> socket.socket:
 class DrainingServer(uvicorn.Server):
     """Uvicorn that, on the first signal, refuses new requests, lets running ones finish, and exits with code 0."""
 
-    def __init__(self, config: uvicorn.Config, admission: Admission, drain_timeout_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, admission: Admission, drain_timeout_s: float, end_streams: Callable[[], None]
+    ) -> None:
+        """`end_streams` ends those answers that would have no end; it is called when all others have ended."""
         super().__init__(config)
         self._admission = admission
         self._drain_timeout_s = drain_timeout_s
+        self._until_s: float | None = None
+        self._end_streams = end_streams
         self._draining: asyncio.Task[None] | None = None
 
     @contextmanager
@@ -328,13 +342,23 @@ class DrainingServer(uvicorn.Server):
         log.info(
             "stopping: %d running answers may finish (at most %.0f s)", self._admission.taken, self._drain_timeout_s
         )
-        self._draining = asyncio.get_running_loop().create_task(self._drain())
+        loop = asyncio.get_running_loop()
+        self._until_s = loop.time() + self._drain_timeout_s
+        self._draining = loop.create_task(self._drain())
 
     async def _drain(self) -> None:
         if not await self._admission.drained(self._drain_timeout_s):
             log.warning("%d answers did not finish in time and are cut", self._admission.taken)
             self.force_exit = True
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Uvicorn's, with an end: it would wait for each connection's answer, however long that takes."""
+        self._end_streams()
+        now_s = asyncio.get_running_loop().time()
+        left_s = (self._until_s or now_s + self._drain_timeout_s) - now_s
+        self.config.timeout_graceful_shutdown = max(_LAST_BYTES_S, math.ceil(left_s))
+        await super().shutdown(sockets)
 
 
 @contextmanager

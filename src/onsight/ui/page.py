@@ -53,6 +53,7 @@ class Page:
         self._words = {language: load_words(language) for language in LANGUAGES}
         self._app: ASGIApp | None = None
         self._started = asyncio.Event()
+        self._stops: list[asyncio.Event] = []
         self._running = AsyncExitStack()
 
     async def start(self) -> None:
@@ -61,6 +62,11 @@ class Page:
         await self._running.enter_async_context(app.router.lifespan_context(app))
         self._app = app
         self._started.set()
+
+    def end_streams(self) -> None:
+        """End the streams that browsers keep open for as long as they show the page."""
+        for stop in self._stops:
+            stop.set()
 
     async def close(self) -> None:
         """Stop its work and remove what was uploaded. May be called twice."""
@@ -75,7 +81,7 @@ class Page:
         uploads = Uploads(self._folder, self._max_bytes)
         examples = lay_out_examples(self._folder / "examples")
         for words in self._words.values():
-            mount(app, Desk(self._place, words, uploads, examples), self._max_bytes)
+            self._stops.append(mount(app, Desk(self._place, words, uploads, examples), self._max_bytes))
         return app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

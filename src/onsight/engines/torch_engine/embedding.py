@@ -200,7 +200,7 @@ class TorchEmbedEngine:
         torch.set_num_threads(self._threads)
         try:
             return list(self._loaded.model.embed([asked.prompt for asked in batch]))
-        except Exception as error:  # the engine's boundary: whatever breaks concerns these inputs only
+        except BaseException as error:  # the engine's boundary: whatever breaks concerns these inputs only
             if len(batch) == 1:
                 log.exception("an input could not be embedded; its request fails with it")
                 return [failure_of(error)]

@@ -219,7 +219,7 @@ class TorchEngine:
             # `close` first sets the state and then stops the loop that it finds: one of the two sees the other.
             if self._state == "dead":
                 raise StartError(f"{self._folder} was closed while it was loading")
-        except Exception as error:  # a thread's boundary: whoever waits for the start must hear of it
+        except BaseException as error:  # a thread's boundary: whoever waits for the start must hear of it
             if not isinstance(error, StartError):
                 log.exception("%s cannot be loaded", self._folder)
                 error = StartError(f"{self._folder} cannot be loaded: {' '.join(str(error).split())}")
@@ -228,7 +228,7 @@ class TorchEngine:
         events.call_soon_threadsafe(started.set_result, None)
         try:
             loaded.loop.run(lambda outbox: events.call_soon_threadsafe(self._deliver, outbox))
-        except Exception:  # the engine's boundary: no step can run any more, and callers must not wait for ever
+        except BaseException:  # the engine's boundary: no step can run any more, and callers must not wait for ever
             log.exception("the model's thread has died")
             events.call_soon_threadsafe(self._die)
 
