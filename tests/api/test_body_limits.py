@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 
 import httpx
 import pytest
@@ -61,8 +62,9 @@ async def test_a_slow_answer_is_not_taken_for_a_slow_body(build: Callable[..., B
 
 async def test_many_large_bodies_at_once_are_refused_past_the_total(build: Callable[..., Bench]) -> None:
     bench = build(max_body_bytes=1 << 20, max_bodies_bytes=2 << 20)
+    nearly = request_head(1 << 20, b"{".ljust((1 << 20) - 1))
     async with bench.served() as url:
-        async with dialled(url, request_head(1 << 20, b"{")), dialled(url, request_head(1 << 20, b"{")):
+        async with dialled(url, nearly), dialled(url, nearly):
             async with httpx.AsyncClient(base_url=url) as client:
 
                 async def asked() -> int:
@@ -75,6 +77,18 @@ async def test_many_large_bodies_at_once_are_refused_past_the_total(build: Calla
         async with httpx.AsyncClient(base_url=url) as client, asyncio.timeout(5):
             while (await client.post(ROUTE, json={"messages": hello()})).status_code != 200:
                 await asyncio.sleep(0.01)
+
+
+async def test_a_body_that_was_announced_and_does_not_come_takes_no_room(build: Callable[..., Bench]) -> None:
+    bench = build(max_body_bytes=1 << 20, max_bodies_bytes=2 << 20)
+    async with bench.served() as url, AsyncExitStack() as stack:
+        for _ in range(6):
+            await stack.enter_async_context(dialled(url, request_head(1 << 20, b"{")))
+        body = b'{"max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}'
+        async with httpx.AsyncClient(base_url=url) as client:
+            await client.get("/health")  # whose connection comes after theirs
+            response = await client.post(ROUTE, content=body.ljust(1 << 20), headers=JSON)
+        assert response.status_code == 200
 
 
 async def test_what_a_body_reserved_is_given_back_however_its_request_ends() -> None:

@@ -15,6 +15,7 @@ from onsight.core.embedding import Embedding, VectorSpace
 from onsight.core.engine import EmbedEngine
 from onsight.core.errors import ContextTooLong, EngineFailed, InvalidRequest, StartError, Unavailable
 from onsight.core.messages import Image, Text
+from onsight.core.turns import Turns
 from onsight.engines.torch_engine import TorchEmbedEngine, TorchSettings
 from onsight.engines.torch_engine.embed_queue import Asked, EmbedQueue
 from onsight.engines.torch_engine.families.colqwen import ColQwen
@@ -243,6 +244,17 @@ async def test_one_that_cannot_be_prepared_is_told_so(running: Running, error: t
     with pytest.raises(ContextTooLong, match="1024"):
         await running.engine.embed(Text("colour " * 3000))
     assert running.engine.status().waiting == 0
+
+
+async def test_queries_are_prepared_no_further_ahead_than_there_is_room(running: Running) -> None:
+    running.engine._query_room = Turns(300)
+    async with running.held():
+        asked = running.ask(*["a" * 100] * 10, SHOWN[0])
+        # "hold" has some of the room itself.
+        await running.waiting(3)
+        await asyncio.sleep(0.05)
+        assert (len(running.queue), running.engine.status().waiting) == (3, 11)
+    assert all(made.rows for made in await asyncio.gather(*asked))
 
 
 async def test_closing_reaches_everyone_who_waits(running: Running) -> None:
