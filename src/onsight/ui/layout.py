@@ -60,8 +60,10 @@ def mount(app: FastAPI, desk: Desk, max_file_bytes: int) -> asyncio.Event:
         js=f"() => ({packaged('static/page.js')})({json.dumps(desk.words.section('labels'))})",
     )
     mounted = app.routes[-1]
-    assert isinstance(mounted, Mount) and isinstance(mounted.app, App)
-    return mounted.app.stop_event
+    assert isinstance(mounted, Mount)
+    assert isinstance(mounted.app, App)
+    stop: asyncio.Event = mounted.app.stop_event
+    return stop
 
 
 def _blocks(desk: Desk) -> gr.Blocks:
