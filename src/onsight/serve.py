@@ -9,6 +9,7 @@ import importlib.util
 import json
 import logging
 import math
+import resource
 import signal
 import socket
 import sys
@@ -28,6 +29,7 @@ from rich.progress import Progress as ProgressBar
 from onsight.api.app import ApiSettings, Lifespan, Services, create_app
 from onsight.api.keys import KeyBook, Scope
 from onsight.api.metrics import Metrics
+from onsight.api.rates import Rate
 from onsight.api.request_log import log_request
 from onsight.api.slow_heads import bounded_protocol
 from onsight.api.traces import Traces
@@ -49,6 +51,8 @@ log = logging.getLogger("onsight")
 _AT_WORK = 4
 """Media are opened for so many times the requests that an engine answers at once, so that it never waits for them."""
 
+_OPEN_FILES = 65_536
+"""Enough for any number of connections; where there is no bound, some systems want one named."""
 _LAST_BYTES_S = 5
 """After the last running answer, connections have at least so long for what is still on its way."""
 
@@ -62,6 +66,7 @@ class Site:
     roster: Roster
     admission: Admission
     door: MediaDoor
+    metrics: Metrics
     page: Page | None = None
     index: Collection | None = None
     traces: Traces | None = None
@@ -123,13 +128,15 @@ def assemble(
     index = _index(settings, roster)
     embed = Embed(roster, door, admission, bookkeepers, settings.max_inputs, index)
     keys = KeyBook(settings.api_key, settings.keys_file)
-    place = Workplace(roster, chat, embed, door, admission)
+    rate = None if settings.requests_per_min_key is None else Rate("key", settings.requests_per_min_key)
+    count = None if rate is None or not keys.guards else rate.count
+    place = Workplace(roster, chat, embed, door, admission, count)
     page = _page(settings, place, keys) if with_page else None
     api = ApiSettings(
         keys=keys,
         allowed_hosts=_hosts(settings),
         origins=frozenset(settings.cors_origins),
-        a_minute_by_key=settings.requests_per_min_key,
+        rate_by_key=rate,
         a_minute_by_address=settings.requests_per_min_address,
         max_body_bytes=settings.max_body_mb * MEGABYTE,
         body_timeout_s=settings.body_timeout_s,
@@ -139,7 +146,7 @@ def assemble(
         page=page,
     )
     app = create_app(Services(roster, chat, embed, admission, metrics), api, lifespan)
-    return Site(app, chat, roster, admission, door, page, index, traces)
+    return Site(app, chat, roster, admission, door, metrics, page, index, traces)
 
 
 def temporary_folder() -> Path:
@@ -175,11 +182,11 @@ def _page(settings: Settings, place: Workplace, keys: KeyBook) -> Page | None:
     scopes: list[Scope] = ["chat"] if place.roster.chats else []
     scopes += ["embed"] if place.roster.embedders else []
 
-    def accepts(key: str) -> bool:
+    def name_of(key: str) -> str | None:
         caller = keys.find(key)
-        return caller is not None and all(map(caller.may, scopes))
+        return caller.name if caller is not None and all(map(caller.may, scopes)) else None
 
-    return Page(place, folder, accepts if keys.guards else None)
+    return Page(place, folder, name_of if keys.guards else None)
 
 
 def _hosts(settings: Settings) -> frozenset[str]:
@@ -191,10 +198,12 @@ def _hosts(settings: Settings) -> frozenset[str]:
 
 def _queue_limits(settings: Settings) -> QueueLimits:
     several = settings.keys_file is not None
+    places_of_one = settings.max_queue_caller or (-(-settings.max_queue * 3 // 4) if several else settings.max_queue)
     return QueueLimits(
-        places_of_one=settings.max_queue_caller or (-(-settings.max_queue * 3 // 4) if several else None),
+        places_of_one=places_of_one,
         at_work=_AT_WORK * settings.max_num_seqs,
         pixels=settings.max_queue_pixels,
+        pixels_of_one=settings.max_queue_pixels * places_of_one // settings.max_queue,
         timeout_s=settings.request_timeout_s,
     )
 
@@ -228,9 +237,19 @@ def run(settings: Settings) -> None:
     ones are served. Raises StartError."""
     set_up_logging(settings)
     log_taken(settings)
+    allow_open_files()
     with loading_bar() as progress:
         site = assemble(settings.with_retriever, progress, with_page=True)
         asyncio.run(listen_and_serve(site, settings))
+
+
+def allow_open_files() -> None:
+    """Take as many open files as the system gives without being asked twice: often it begins with fewer than the
+    connections that may be open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def log_taken(settings: Settings) -> None:
@@ -254,8 +273,8 @@ async def listen_and_serve(site: Site, settings: Settings, ready: Callable[[str]
         log_level="warning",
         access_log=False,
         server_header=False,
-        http=bounded_protocol(settings.head_timeout_s, settings.max_connections),
-        timeout_keep_alive=30,
+        http=bounded_protocol(settings.head_timeout_s, settings.max_connections, site.metrics.refuse),
+        timeout_keep_alive=settings.keep_alive_s,
         h11_max_incomplete_event_size=64 * 1024,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
