@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import subprocess
@@ -11,9 +12,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 
 from onsight.config import Settings
-from onsight.serve import listen_on
+from onsight.serve import DrainingServer, listen_on
+from onsight.tasks.admission import Admission
+from tests.api.conftest import until
 from tests.servers import get, served
 from tests.tiny_colqwen import write_colqwen
 
@@ -51,6 +55,39 @@ def test_a_running_stream_finishes_while_the_server_stops_and_new_requests_are_r
         assert rest[-1] == "data: [DONE]"
         assert server.process.returncode == 0
     assert all(json.loads(line) for line in server.lines)
+
+
+def test_an_open_page_does_not_keep_the_server_from_ending() -> None:
+    """A tab of the page holds a stream for as long as it is open."""
+    pytest.importorskip("gradio")
+    with served("--engine", "fake", ONSIGHT_UI="on") as server:
+        tab = f"{server.url}/ui/en/gradio_api/heartbeat/tab"
+        with httpx.stream("GET", tab, headers={"accept": "text/event-stream"}, timeout=60) as stream:
+            pieces = stream.iter_text()
+            assert "ALIVE" in next(pieces)
+            assert server.stop() == 0
+            assert "".join(pieces) == ""
+    assert "Cancel" not in server.log(), "the stream was cut, not ended"
+
+
+async def test_what_never_ends_is_cut_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that has no place in the queue, such as an upload to the page."""
+
+    async def endless(scope: object, receive: object, send: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("onsight.serve._LAST_BYTES_S", 1)
+    listening = listen_on(Settings(port=0))
+    config = uvicorn.Config(endless, lifespan="off", log_config=None)
+    server = DrainingServer(config, Admission(1), 0.0, lambda: None)
+    async with asyncio.timeout(20):
+        serving = asyncio.create_task(server.serve([listening]))
+        _, writer = await asyncio.open_connection(*listening.getsockname()[:2])
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        await until(lambda: bool(server.server_state.tasks))
+        server._signalled()
+        await serving
+        writer.close()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from onsight.serve import assemble, log_taken, set_up_logging
 
 _log = logging.getLogger("onsight")
 
-_NOT_OURS = ("host", "port", "drain_timeout_s", "head_timeout_s", "max_connections", "trusted_proxies")
+_NOT_OURS = ("host", "port", "drain_timeout_s", "head_timeout_s", "keep_alive_s", "max_connections", "trusted_proxies")
 """Options that belong to the program which listens."""
 
 

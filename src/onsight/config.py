@@ -98,13 +98,17 @@ class Settings(BaseModel):
         64, ge=1, description="Most requests that run and wait; one more is answered 429. vllm, upstream: 512."
     )
     max_queue_caller: int | None = Field(
-        None, ge=1, description="Most of them of one caller; if unset three quarters with --keys-file, else all."
+        None,
+        ge=1,
+        description="Most of one caller, and its share of pixels; if unset three quarters with --keys-file, else all.",
     )
     max_queue_pixels: int = Field(
-        600_000_000, ge=1, description="Most pixels that all requests have open; one more is answered 429."
+        600_000_000, ge=1, description="Most pixels of all requests that run and wait; one more is answered 429."
     )
     max_queue_tokens: int | None = Field(
-        None, ge=1, description="Most prompt tokens that run and wait; if unset four times the key-value cache's."
+        None,
+        ge=1,
+        description="Most prompt tokens prepared at once, others wait; if unset four times the key-value cache's.",
     )
     request_timeout_s: float = Field(
         600.0, gt=0, description="Longest time for an answer, in seconds; of a stream of vectors, for each of them."
@@ -162,6 +166,7 @@ class Settings(BaseModel):
     requests_per_min_address: int | None = Field(None, ge=1, description="Most requests a minute from one address.")
     max_connections: int = Field(1000, ge=1, description="Most open connections.")
     head_timeout_s: float = Field(10.0, gt=0, description="Longest time for the head of a request, in seconds.")
+    keep_alive_s: int = Field(30, ge=1, description="How long a silent connection is kept for more, in seconds.")
     send_timeout_s: float = Field(
         60.0, ge=1, description="Longest time for a client to take what is sent, in seconds (Linux)."
     )

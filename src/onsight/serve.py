@@ -8,6 +8,8 @@ import gc
 import importlib.util
 import json
 import logging
+import math
+import resource
 import signal
 import socket
 import sys
@@ -27,6 +29,7 @@ from rich.progress import Progress as ProgressBar
 from onsight.api.app import ApiSettings, Lifespan, Services, create_app
 from onsight.api.keys import KeyBook, Scope
 from onsight.api.metrics import Metrics
+from onsight.api.rates import Rate
 from onsight.api.request_log import log_request
 from onsight.api.slow_heads import bounded_protocol
 from onsight.api.traces import Traces
@@ -48,6 +51,11 @@ log = logging.getLogger("onsight")
 _AT_WORK = 4
 """Media are opened for so many times the requests that an engine answers at once, so that it never waits for them."""
 
+_OPEN_FILES = 65_536
+"""Enough for any number of connections; where there is no bound, some systems want one named."""
+_LAST_BYTES_S = 5
+"""After the last running answer, connections have at least so long for what is still on its way."""
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -58,6 +66,7 @@ class Site:
     roster: Roster
     admission: Admission
     door: MediaDoor
+    metrics: Metrics
     page: Page | None = None
     index: Collection | None = None
     traces: Traces | None = None
@@ -88,6 +97,11 @@ class Site:
         if self.traces is not None:
             await asyncio.to_thread(self.traces.close)
 
+    def end_streams(self) -> None:
+        """End what an open page keeps open for as long as it is shown."""
+        if self.page is not None:
+            self.page.end_streams()
+
     @property
     def _engines(self) -> list[Engine]:
         return [loaded.engine for loaded in self.roster.models]
@@ -106,7 +120,8 @@ def assemble(
     temporary_folder()
     roster = build_roster(settings, progress)
     door = MediaDoor(media_limits(settings))
-    admission = _admission(with_room(settings))
+    roomy = with_room(settings)
+    admission = Admission(roomy.max_queue, _queue_limits(roomy))
     metrics = Metrics(roster, admission, door.decoded.cache)
     traces = None if settings.otlp_endpoint is None else Traces(settings.otlp_endpoint)
     bookkeepers = (metrics.record, log_request, *(() if traces is None else (traces.record,)))
@@ -114,13 +129,15 @@ def assemble(
     index = _index(settings, roster)
     embed = Embed(roster, door, admission, bookkeepers, settings.max_inputs, index)
     keys = KeyBook(settings.api_key, settings.keys_file)
-    place = Workplace(roster, chat, embed, door, admission)
+    rate = None if settings.requests_per_min_key is None else Rate("key", settings.requests_per_min_key)
+    count = None if rate is None or not keys.guards else rate.count
+    place = Workplace(roster, chat, embed, door, admission, count)
     page = _page(settings, place, keys) if with_page else None
     api = ApiSettings(
         keys=keys,
         allowed_hosts=_hosts(settings),
         origins=frozenset(settings.cors_origins),
-        a_minute_by_key=settings.requests_per_min_key,
+        rate_by_key=rate,
         a_minute_by_address=settings.requests_per_min_address,
         max_body_bytes=settings.max_body_mb * MEGABYTE,
         body_timeout_s=settings.body_timeout_s,
@@ -130,7 +147,7 @@ def assemble(
         page=page,
     )
     app = create_app(Services(roster, chat, embed, admission, metrics), api, lifespan)
-    return Site(app, chat, roster, admission, door, page, index, traces)
+    return Site(app, chat, roster, admission, door, metrics, page, index, traces)
 
 
 def temporary_folder() -> Path:
@@ -166,11 +183,11 @@ def _page(settings: Settings, place: Workplace, keys: KeyBook) -> Page | None:
     scopes: list[Scope] = ["chat"] if place.roster.chats else []
     scopes += ["embed"] if place.roster.embedders else []
 
-    def accepts(key: str) -> bool:
+    def name_of(key: str) -> str | None:
         caller = keys.find(key)
-        return caller is not None and all(map(caller.may, scopes))
+        return caller.name if caller is not None and all(map(caller.may, scopes)) else None
 
-    return Page(place, folder, accepts if keys.guards else None)
+    return Page(place, folder, name_of if keys.guards else None)
 
 
 def _hosts(settings: Settings) -> frozenset[str]:
@@ -180,15 +197,16 @@ def _hosts(settings: Settings) -> frozenset[str]:
     return LOOPBACK_HOSTS if settings.api_key is None and settings.keys_file is None else frozenset()
 
 
-def _admission(settings: Settings) -> Admission:
+def _queue_limits(settings: Settings) -> QueueLimits:
     several = settings.keys_file is not None
-    limits = QueueLimits(
-        places_of_one=settings.max_queue_caller or (-(-settings.max_queue * 3 // 4) if several else None),
+    places_of_one = settings.max_queue_caller or (-(-settings.max_queue * 3 // 4) if several else settings.max_queue)
+    return QueueLimits(
+        places_of_one=places_of_one,
         at_work=_AT_WORK * settings.max_num_seqs,
         pixels=settings.max_queue_pixels,
+        pixels_of_one=settings.max_queue_pixels * places_of_one // settings.max_queue,
         timeout_s=settings.request_timeout_s,
     )
-    return Admission(settings.max_queue, limits)
 
 
 def media_limits(settings: Settings) -> MediaLimits:
@@ -220,9 +238,19 @@ def run(settings: Settings) -> None:
     ones are served. Raises StartError."""
     set_up_logging(settings)
     log_taken(settings)
+    allow_open_files()
     with loading_bar() as progress:
         site = assemble(settings.with_retriever, progress, with_page=True)
         asyncio.run(listen_and_serve(site, settings))
+
+
+def allow_open_files() -> None:
+    """Take as many open files as the system gives without being asked twice: often it begins with fewer than the
+    connections that may be open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def log_taken(settings: Settings) -> None:
@@ -246,13 +274,13 @@ async def listen_and_serve(site: Site, settings: Settings, ready: Callable[[str]
         log_level="warning",
         access_log=False,
         server_header=False,
-        http=bounded_protocol(settings.head_timeout_s, settings.max_connections),
-        timeout_keep_alive=30,
+        http=bounded_protocol(settings.head_timeout_s, settings.max_connections, site.metrics.refuse),
+        timeout_keep_alive=settings.keep_alive_s,
         h11_max_incomplete_event_size=64 * 1024,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
     )
-    server = DrainingServer(config, site.admission, settings.drain_timeout_s)
+    server = DrainingServer(config, site.admission, settings.drain_timeout_s, site.end_streams)
     serving = asyncio.create_task(server.serve([listening]))
     loading = asyncio.create_task(site.start())
     try:
@@ -297,10 +325,15 @@ def listen_on(settings: Settings) -> socket.socket:
 class DrainingServer(uvicorn.Server):
     """Uvicorn that, on the first signal, refuses new requests, lets running ones finish, and exits with code 0."""
 
-    def __init__(self, config: uvicorn.Config, admission: Admission, drain_timeout_s: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, admission: Admission, drain_timeout_s: float, end_streams: Callable[[], None]
+    ) -> None:
+        """`end_streams` ends those answers that would have no end; it is called when all others have ended."""
         super().__init__(config)
         self._admission = admission
         self._drain_timeout_s = drain_timeout_s
+        self._until_s: float | None = None
+        self._end_streams = end_streams
         self._draining: asyncio.Task[None] | None = None
 
     @contextmanager
@@ -329,13 +362,23 @@ class DrainingServer(uvicorn.Server):
         log.info(
             "stopping: %d running answers may finish (at most %.0f s)", self._admission.taken, self._drain_timeout_s
         )
-        self._draining = asyncio.get_running_loop().create_task(self._drain())
+        loop = asyncio.get_running_loop()
+        self._until_s = loop.time() + self._drain_timeout_s
+        self._draining = loop.create_task(self._drain())
 
     async def _drain(self) -> None:
         if not await self._admission.drained(self._drain_timeout_s):
             log.warning("%d answers did not finish in time and are cut", self._admission.taken)
             self.force_exit = True
         self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Uvicorn's, with an end: it would wait for each connection's answer, however long that takes."""
+        self._end_streams()
+        now_s = asyncio.get_running_loop().time()
+        left_s = (self._until_s or now_s + self._drain_timeout_s) - now_s
+        self.config.timeout_graceful_shutdown = max(_LAST_BYTES_S, math.ceil(left_s))
+        await super().shutdown(sockets)
 
 
 @contextmanager

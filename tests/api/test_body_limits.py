@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 
 import httpx
 import pytest
 
-from onsight.api.body_limits import BodyLimits
+from onsight.api.body_limits import BodyLimits, _Body
 from onsight.core.errors import Overloaded
 from onsight.engines.fake_engine import FakeScript
 from tests.api.conftest import Bench, dialled, hello, request_head, until
@@ -59,22 +60,38 @@ async def test_a_slow_answer_is_not_taken_for_a_slow_body(build: Callable[..., B
     assert (await build(FakeScript(step_s=0.02), body_timeout_s=0.05).chat()).status_code == 200
 
 
-async def test_many_large_bodies_at_once_are_refused_past_the_total(build: Callable[..., Bench]) -> None:
+async def test_many_large_bodies_at_once_are_refused_past_the_total(
+    build: Callable[..., Bench], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+    hold = BodyLimits.hold
+
+    def noted(limits: BodyLimits, body: _Body, more_bytes: int) -> None:
+        hold(limits, body, more_bytes)
+        held.append(limits._held_bytes)
+
+    monkeypatch.setattr(BodyLimits, "hold", noted)
     bench = build(max_body_bytes=1 << 20, max_bodies_bytes=2 << 20)
-    async with bench.served() as url:
-        async with dialled(url, request_head(1 << 20, b"{")), dialled(url, request_head(1 << 20, b"{")):
-            async with httpx.AsyncClient(base_url=url) as client:
-
-                async def asked() -> int:
-                    return (await client.post(ROUTE, json={"messages": hello()})).status_code
-
-                codes = {await asked()}
-                async with asyncio.timeout(5):
-                    while 429 not in codes:
-                        codes = {await asked()}
-        async with httpx.AsyncClient(base_url=url) as client, asyncio.timeout(5):
+    nearly = request_head(1 << 20, b"{".ljust((1 << 20) - 1))
+    async with bench.served() as url, httpx.AsyncClient(base_url=url) as client:
+        async with dialled(url, nearly), dialled(url, nearly):
+            await until(lambda: held[-1:] == [(2 << 20) - 2])
+            assert (await client.post(ROUTE, json={"messages": hello()})).status_code == 429
+        async with asyncio.timeout(5):
             while (await client.post(ROUTE, json={"messages": hello()})).status_code != 200:
                 await asyncio.sleep(0.01)
+
+
+async def test_a_body_that_was_announced_and_does_not_come_takes_no_room(build: Callable[..., Bench]) -> None:
+    bench = build(max_body_bytes=1 << 20, max_bodies_bytes=2 << 20)
+    async with bench.served() as url, AsyncExitStack() as stack:
+        for _ in range(6):
+            await stack.enter_async_context(dialled(url, request_head(1 << 20, b"{")))
+        body = b'{"max_tokens": 1, "messages": [{"role": "user", "content": "hi"}]}'
+        async with httpx.AsyncClient(base_url=url) as client:
+            await client.get("/health")  # whose connection comes after theirs
+            response = await client.post(ROUTE, content=body.ljust(1 << 20), headers=JSON)
+        assert response.status_code == 200
 
 
 async def test_what_a_body_reserved_is_given_back_however_its_request_ends() -> None:

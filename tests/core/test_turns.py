@@ -65,6 +65,36 @@ async def test_a_turn_that_comes_when_its_caller_leaves_goes_to_the_next() -> No
         pass
 
 
+async def test_who_needs_much_is_waited_for_and_not_passed() -> None:
+    room, began = Turns(10), list[str]()
+
+    async def work(caller: str, places: int, until: asyncio.Event) -> None:
+        async with room.turn(caller, places):
+            began.append(caller)
+            await until.wait()
+
+    first, rest = asyncio.Event(), asyncio.Event()
+    tasks = [asyncio.create_task(work(*one)) for one in (("a", 6, first), ("b", 99, rest), ("c", 4, rest))]
+    await asyncio.sleep(0)
+    assert (began, room.waiting) == (["a"], 2)
+    first.set()
+    await asyncio.sleep(0.01)
+    assert (began, room.waiting) == (["a", "b"], 1), "more than all is all"
+    rest.set()
+    await asyncio.gather(*tasks)
+    assert (began, room._free) == (["a", "b", "c"], 10)
+
+
+async def test_who_needs_much_and_leaves_lets_those_behind_go_on() -> None:
+    room = Turns(10)
+    async with room.turn("a", 6):
+        much, little = (asyncio.create_task(room._begin(*one)) for one in (("b", 9), ("c", 4)))
+        await asyncio.sleep(0)
+        much.cancel()
+        await asyncio.wait_for(little, 5)
+    assert (room._free, room.waiting) == (6, 0)
+
+
 async def test_who_is_cancelled_in_line_is_passed_over() -> None:
     turns = Turns(1)
     async with turns.turn("a"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -39,6 +40,34 @@ def child() -> Iterator[DecodeChild]:
 def tell(child: DecodeChild, data: bytes) -> object:
     """How many pages a PDF has."""
     return child.facts("tell a pdf", {"spans": (), "most": 9}, data, 20)["total"]
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts by /proc")
+def test_without_a_free_file_descriptor_it_is_nobodys_fault_and_none_is_lost(
+    child: DecodeChild, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, data, pipe = open_files(), paper(), os.pipe
+    left = iter(range(2))
+
+    def exhausted(*given: object, **more: object) -> tuple[int, int]:
+        if next(left, None) is None:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return pipe()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pipe", exhausted)
+        with pytest.raises(Unavailable, match="Too many open files"):
+            tell(child, data)
+    with monkeypatch.context() as patched:
+        patched.setattr("subprocess.Popen", exhausted)
+        with pytest.raises(Unavailable, match="Too many open files"):
+            tell(child, data)
+    assert open_files() == before
+    assert tell(child, data) == 3
 
 
 def draw_slowly(child: DecodeChild, cpu_s: float = 60) -> bytes:

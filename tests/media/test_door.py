@@ -56,6 +56,19 @@ async def test_the_digest_is_the_cores_own() -> None:
     assert image == Image.of(bytes(RED) * 200, 20, 10)
 
 
+def test_the_size_of_what_came_along_is_known_from_its_first_bytes() -> None:
+    large = {form: plain(form, (300, 200)) for form in ("PNG", "JPEG", "WEBP", "GIF", "BMP")}
+    long = large["PNG"][:-12] + bytes(1 << 20)
+    sources = [*large.values(), data_url(large["PNG"]), data_url(long), long]
+    others = [b"%PDF-1.7", b"", "data:image/png;base64,%%%%", "data:nothing", "https://a.example/x.png", "file:///x"]
+    with a_door(MediaLimits(max_images=12)) as door:
+        assert [door.known_pixels([ImageRef(source)]) for source in sources] == [60_000] * 8
+        assert [door.known_pixels([ImageRef(source)]) for source in others] == [0] * 6
+        assert door.known_pixels([ImageRef(large["PNG"])] * 1000) == 12 * 60_000
+    with a_door(MediaLimits(max_pixels=59_999)) as door:
+        assert door.known_pixels([ImageRef(large["PNG"])]) == 0, "what is refused anyway is not counted"
+
+
 async def test_no_references_are_no_pictures() -> None:
     with a_door() as door:
         assert await door.open([]) == ()

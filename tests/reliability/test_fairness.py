@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from onsight.api.keys import KeyBook, new_key, write_keys
+from onsight.config import Settings
 from onsight.core.errors import Overloaded
 from onsight.core.generation import GenerateRequest, Sampling
 from onsight.core.messages import Draft, Message, Text
@@ -19,6 +20,7 @@ from onsight.engines.torch_engine.embed_queue import Asked, EmbedQueue
 from onsight.engines.torch_engine.prompt import Prompt, Span
 from onsight.media.door import MediaDoor
 from onsight.models.card import find_card
+from onsight.serve import _queue_limits
 from onsight.tasks.admission import Admission, QueueLimits
 from onsight.tasks.chat import Chat, ChatCall, collect
 from onsight.tasks.record import Record
@@ -55,6 +57,23 @@ def test_one_caller_leaves_places_for_the_others() -> None:
         with admission.place(2, "one"):
             assert admission.taken == 8
     assert (admission.taken, admission.refused_total, admission.most_places) == (0, 1, 6)
+
+
+async def test_one_caller_leaves_pixels_for_the_others(tmp_path: Path) -> None:
+    settings = Settings(keys_file=tmp_path / "keys.json", max_queue=8, max_queue_pixels=1000)
+    admission = Admission(8, _queue_limits(settings))
+    with admission.pixels("many") as first, admission.pixels("many") as second, admission.pixels("one") as other:
+        await first(700)
+        with pytest.raises(Overloaded, match="your requests that run and wait"):
+            await second(51)
+        await second(50)
+        await other(250)
+        with pytest.raises(Overloaded, match="the requests that run and wait"):
+            await other(1)
+        assert admission.pixels_held == 1000
+    with admission.pixels("many") as alone:
+        await alone(900)
+    assert (admission.pixels_held, len(admission._pixel_holders)) == (0, 0)
 
 
 def prompt(*, page: bool) -> Prompt:

@@ -89,6 +89,16 @@ def test_a_child_that_is_killed_costs_the_request_that_it_worked_for(tmp_path: P
         assert ask(server).status_code == 200
 
 
+def test_a_server_takes_as_many_open_files_as_it_is_given() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with served("--engine", "fake") as server:
+            assert psutil.Process(server.process.pid).rlimit(resource.RLIMIT_NOFILE)[0] >= min(hard, 1024) > 256
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_slow_senders_and_silent_connections_keep_nobody_else_from_an_answer() -> None:
     with (
         served("--engine", "fake", "--body-timeout-s", "1", "--max-connections", "150") as server,

@@ -66,6 +66,22 @@ async def test_pixels_beyond_the_bound_are_refused_before_they_are_decoded() -> 
     assert (admission.pixels_held, admission.taken, admission.refused_total) == (0, 0, 1)
 
 
+async def test_pictures_that_came_along_are_counted_before_the_wait_in_line() -> None:
+    with limited(QueueLimits(pixels=3 * SIDE * SIDE, at_work=1), FakeScript(step_s=0.05)) as (chat, admission, door):
+        running = asyncio.create_task(collect(chat.stream(call(2))))
+        await until(lambda: door.drawn == 2)
+        waiting = asyncio.create_task(collect(chat.stream(call(1))))
+        await until(lambda: admission.waiting == 1)
+        assert admission.pixels_held == 3 * SIDE * SIDE
+        with pytest.raises(Overloaded, match="--max-queue-pixels"):
+            await collect(chat.stream(call(1)))
+        assert (admission.waiting, door.drawn) == (1, 2), "refused without a wait, and nothing was opened for it"
+        assert await running
+        assert await waiting
+        assert door.drawn == 3
+    assert (admission.pixels_held, admission.taken) == (0, 0)
+
+
 async def test_an_answer_that_is_late_before_its_first_piece_is_504_and_is_not_tried_again(build: Build) -> None:
     bench = build(FakeScript(step_s=5), limits=QueueLimits(timeout_s=0.05))
     answer = await bench.chat()

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import resource
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable
+from http.client import HTTPConnection
 
 import httpx
+import psutil
 import pytest
 
 from onsight.api.keys import KeyBook
-from onsight.api.rates import Buckets
+from onsight.api.rates import Buckets, Rate
 from onsight.config import Settings
 from onsight.serve import listen_on
-from tests.api.conftest import Bench
-from tests.servers import served
+from tests.api.conftest import Bench, hello
+from tests.servers import served, wait_until
 
 Build = Callable[..., Bench]
 
@@ -46,7 +51,7 @@ def test_callers_are_forgotten_in_the_order_in_which_they_fell_silent(monkeypatc
 
 
 async def test_a_key_has_a_rate_of_its_own(build: Build) -> None:
-    bench = build(keys=KeyBook("sesame"), a_minute_by_key=3)
+    bench = build(keys=KeyBook("sesame"), rate_by_key=Rate("key", 3))
     bench.headers = {"authorization": "Bearer sesame"}
     answers = [await bench.get("/v1/models") for _ in range(5)]
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
@@ -98,6 +103,8 @@ def test_a_head_that_never_ends_is_given_up_and_others_are_answered() -> None:
                 stop.set()
                 thread.join()
             assert client.get("/health").status_code == 200
+            assert 'onsight_refusals_total{code="timeout"} 2.0' in client.get("/metrics").text
+        wait_until(lambda: server.log().count("caller=127.0.0.1 method=- path=- reason=timeout") == 2)
 
 
 def test_a_connection_too_many_is_told_why_and_a_place_that_is_free_again_is_given() -> None:
@@ -114,7 +121,72 @@ def test_a_connection_too_many_is_told_why_and_a_place_that_is_free_again_is_giv
                     told = read_all(third)
                 assert told.startswith(b"HTTP/1.1 503 ")
                 assert b"--max-connections" in told
-        assert httpx.get(server.url + "/health").status_code == 200
+                assert b"\r\nretry-after: 1\r\n" in told
+        assert 'onsight_refusals_total{code="unavailable"} 1.0' in httpx.get(server.url + "/metrics").text
+
+
+def test_a_connection_that_falls_silent_is_closed_after_a_while() -> None:
+    with served("fake", "--engine", "fake", "--keep-alive-s", "1") as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        connection = HTTPConnection(host, int(port), timeout=20)
+        for _ in range(2):
+            connection.request("GET", "/health")
+            answer = connection.getresponse()
+            assert (answer.status, bool(answer.read())) == (200, True)
+        silent = connection.sock
+        assert silent.recv(1) == b""
+        connection.close()
+
+
+CLIENTS = 1000
+MOST_GROWTH = 192 << 20
+"""Bytes that a server may grow by under a thousand clients: some 200 KB each, bodies of 100 KB among them."""
+
+
+@pytest.mark.slow
+def test_a_thousand_real_clients_are_answered_or_told_to_come_back_in_bounded_memory() -> None:
+    """Each on a connection of its own, all open at once, with 100 KB of body."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    text = json.dumps({"messages": hello(), "max_tokens": 2}).ljust(100_000).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(text)}\r\n"
+    sent = f"{head}content-type: application/json\r\nconnection: close\r\n\r\n".encode() + text
+
+    async def flood(port: int) -> list[bytes]:
+        dialled = [await asyncio.open_connection("127.0.0.1", port) for _ in range(CLIENTS)]
+
+        async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+            writer.write(sent)
+            told = await reader.read()
+            writer.close()
+            return told
+
+        return await asyncio.gather(*(ask(*one) for one in dialled))
+
+    try:
+        with served("--engine", "fake", "--max-queue", "16", "--max-connections", "2000") as server:
+            process, port = psutil.Process(server.process.pid), int(server.url.rpartition(":")[2])
+            assert httpx.post(f"{server.url}/v1/chat/completions", json={"messages": hello()}).status_code == 200
+            before, most = process.memory_info().rss, [0]
+            watching = threading.Event()
+
+            def watch() -> None:
+                while not watching.wait(0.05):
+                    most[0] = max(most[0], process.memory_info().rss)
+
+            watcher = threading.Thread(target=watch)
+            watcher.start()
+            answers = asyncio.run(flood(port))
+            watching.set()
+            watcher.join()
+            assert httpx.get(server.url + "/ready").status_code == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    codes = Counter(answer[9:12] for answer in answers)
+    assert (codes.total(), set(codes) <= {b"200", b"429", b"503"}) == (CLIENTS, True), codes
+    assert codes[b"200"] >= 16
+    assert all(b"\r\nretry-after: " in answer for answer in answers if answer[9:12] != b"200")
+    assert most[0] - before < MOST_GROWTH
 
 
 async def test_who_takes_nothing_of_an_answer_is_gone_after_a_while() -> None:

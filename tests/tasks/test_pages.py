@@ -60,7 +60,6 @@ def test_each_page_is_asked_about_with_all_that_is_said_around_it() -> None:
     for one in (first, second):
         assert one.messages[0] == request(2).messages[0]
         assert one.messages[1].parts[1:] == (Text("what?"),)
-    assert (first.goes_on, second.goes_on) == (False, True)
 
 
 async def tell(engine: Backwards, count: int, words: list[str]) -> None:

@@ -17,6 +17,7 @@ import pytest_asyncio
 from onsight.api.app import ApiSettings, Services, create_app
 from onsight.api.keys import KeyBook, new_key, write_keys
 from onsight.api.metrics import Metrics
+from onsight.api.rates import Rate
 from onsight.config import Settings, tell_gradio
 from onsight.engines.torch_engine import TorchEmbedEngine
 from onsight.media.door import MediaDoor
@@ -47,7 +48,7 @@ async def opened(place: Workplace, folder: Path, key: str | None = None) -> Asyn
     kept = dict(os.environ)
     tell_gradio(folder)
     keys = KeyBook(key)
-    page = Page(place, folder, None if key is None else lambda given: keys.find(given) is not None)
+    page = Page(place, folder, None if key is None else lambda given: "key" if keys.find(given) else None)
     services = services_of(place)
     app = create_app(services, ApiSettings(keys=keys, page=page))
     try:
@@ -158,7 +159,7 @@ async def test_a_key_that_is_taken_back_closes_the_page(office: Office, tmp_path
     folder = tmp_path / "uploads"
     tell = dict(os.environ)
     tell_gradio(folder)
-    page = Page(office.desk.place, folder, lambda given: given in valid)
+    page = Page(office.desk.place, folder, lambda given: "key" if given in valid else None)
     os.environ.clear()
     os.environ.update(tell)
     transport = httpx.ASGITransport(page)
@@ -167,6 +168,41 @@ async def test_a_key_that_is_taken_back_closes_the_page(office: Office, tmp_path
         assert (await client.post("/ru/", data={"key": KEY})).status_code == 303
         valid.clear()
         assert (await client.get("/ru/config")).status_code == 401
+
+
+async def ask(client: httpx.AsyncClient, question: str) -> str:
+    """What the chat tab's events say, asked as a browser does."""
+    config = (await client.get("/ui/en/config")).json()
+    field = next(one["id"] for one in config["components"] if one["props"].get("elem_id") == "message")
+    asked = next(one for one in config["dependencies"] if [field, "submit"] in one["targets"])
+    body = {"data": [{"text": question, "files": []}, None, 8, 0.5], "fn_index": asked["id"], "session_hash": "tab"}
+    joined = await client.post("/ui/en/gradio_api/queue/join", json=body)
+    assert joined.status_code == 200, joined.text
+    return (await client.get("/ui/en/gradio_api/queue/data", params={"session_hash": "tab"})).text
+
+
+@pytest.mark.parametrize("key", [KEY, None])
+async def test_what_a_visitor_asks_is_asked_in_their_name_and_counted(tmp_path: Path, key: str | None) -> None:
+    doors: list[MediaDoor] = []
+    office = furnished(tmp_path / "office", doors)
+    counted: list[str] = []
+    rate = Rate("key", 2)
+
+    def count(who: str) -> None:
+        counted.append(who)
+        rate.count(who)
+
+    async with opened(replace(office.desk.place, count=count), tmp_path / "uploads", key) as (client, _):
+        if key is not None:
+            await client.post("/ui/en/", data={"key": key})
+        told = [await ask(client, "hello") for _ in range(3)]
+    doors[0].close()
+    visitor = "127.0.0.1" if key is None else "key"
+    assert [record.caller for record in office.records] == [visitor] * 2
+    assert counted == [visitor] * 3
+    sentence = load_words("en")("error.rate_limit_exceeded")
+    assert [sentence in one for one in told] == [False, False, True]
+    assert "fake engine: hello" in told[0]
 
 
 async def test_a_retriever_alone_has_a_page_with_the_search_tab_alone(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from onsight.api.openai.responses_answers import ResponseEvent, ResponseObject
 from onsight.api.openai.responses_wire import ResponsesRequest
 from onsight.api.openai.wire import ChatRequest
 from onsight.api.origin import LoopbackOnly, OriginCheck
-from onsight.api.rates import RateLimit
+from onsight.api.rates import Rate, RateLimit
 from onsight.api.services import ApiSettings, Services
 from onsight.api.tasks.answers import LocateAnswer, TextAnswer, TextChunk
 from onsight.api.tasks.routes import TaskRoutes
@@ -108,13 +108,13 @@ def _layers(services: Services, settings: ApiSettings) -> list[Middleware]:
             )
         )
     if settings.a_minute_by_address is not None:
-        layers.append(Middleware(RateLimit, by="address", a_minute=settings.a_minute_by_address))
+        layers.append(Middleware(RateLimit, rate=Rate("address", settings.a_minute_by_address)))
     if settings.keys.guards:
         open_paths = {"/openapi.json": settings.open_docs, "/metrics": settings.open_metrics}
         opened = frozenset(path for path, is_open in open_paths.items() if is_open)
         layers.append(Middleware(Auth, keys=settings.keys, open_paths=opened, has_page=settings.page is not None))
-        if settings.a_minute_by_key is not None:
-            layers.append(Middleware(RateLimit, by="key", a_minute=settings.a_minute_by_key))
+        if settings.rate_by_key is not None:
+            layers.append(Middleware(RateLimit, rate=settings.rate_by_key))
     layers.append(
         Middleware(
             BodyLimits,

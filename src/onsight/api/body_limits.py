@@ -16,7 +16,8 @@ MIN_BYTES_PER_S = 128 << 10
 class BodyLimits:
     """ASGI middleware: refuses a body by its Content-Length, and counts what really comes.
 
-    The bytes of a body stay reserved until its request has been answered, since its pictures live that long.
+    Bytes are held from when they come, so that a promise alone takes no room, until the request has been answered,
+    since its pictures live that long.
     """
 
     def __init__(self, app: ASGIApp, *, max_bytes: int, max_total_bytes: int, timeout_s: float) -> None:
@@ -34,20 +35,21 @@ class BodyLimits:
         try:
             await self._app(scope, body.receive, send)
         finally:
-            self._held_bytes -= body.reserved_bytes
+            self._held_bytes -= body.held_bytes
 
-    def reserve(self, body: _Body, wanted_bytes: int) -> None:
-        """Raise the reservation of `body` to `wanted_bytes`. Raises TooLarge or Overloaded."""
-        more = wanted_bytes - body.reserved_bytes
-        if more <= 0:
-            return
-        if wanted_bytes > self._max_bytes:
+    def check(self, body: _Body, whole_bytes: int) -> None:
+        """Whether a body of `whole_bytes` would do. Raises TooLarge or Overloaded."""
+        if whole_bytes > self._max_bytes:
             limit = f"the limit is {self._max_bytes} (server.max_body_bytes)"
-            raise TooLarge(f"the body has {wanted_bytes} bytes or more; {limit}")
-        if self._held_bytes + more > self._max_total_bytes:
+            raise TooLarge(f"the body has {whole_bytes} bytes or more; {limit}")
+        if self._held_bytes - body.held_bytes + whole_bytes > self._max_total_bytes:
             raise Overloaded("too many large requests are being answered; try again in a moment", retry_after_s=2)
-        self._held_bytes += more
-        body.reserved_bytes = wanted_bytes
+
+    def hold(self, body: _Body, more_bytes: int) -> None:
+        """Count what has come of `body`. Raises TooLarge or Overloaded."""
+        self.check(body, body.held_bytes + more_bytes)
+        self._held_bytes += more_bytes
+        body.held_bytes += more_bytes
 
     def deadline(self, began: float, received_bytes: int) -> float:
         """When, on the event loop's clock, the next piece of a body must have come."""
@@ -66,23 +68,21 @@ class _Body:
         self._limits = limits
         self._receive = receive
         self._declared_bytes = declared_bytes
-        self._received_bytes = 0
         self._began: float | None = None
         self._complete = False
-        self.reserved_bytes = 0
+        self.held_bytes = 0
 
     async def receive(self) -> Message:
         if self._complete:
             return await self._receive()
         if self._began is None:
             self._began = asyncio.get_running_loop().time()
-            self._limits.reserve(self, self._declared_bytes)
+            self._limits.check(self, self._declared_bytes)
         try:
-            async with asyncio.timeout_at(self._limits.deadline(self._began, self._received_bytes)):
+            async with asyncio.timeout_at(self._limits.deadline(self._began, self.held_bytes)):
                 message = await self._receive()
         except TimeoutError:
-            raise self._limits.too_slow(self._received_bytes) from None
-        self._received_bytes += len(message.get("body", b""))
-        self._limits.reserve(self, self._received_bytes)
+            raise self._limits.too_slow(self.held_bytes) from None
+        self._limits.hold(self, len(message.get("body", b"")))
         self._complete = not message.get("more_body", False)
         return message

@@ -132,7 +132,7 @@ class _Gauges(Collector):
         yield GaugeMetricFamily("onsight_queue_places_taken", "Places that are taken.", queue.taken)
         yield CounterMetricFamily("onsight_requests_refused", "Requests refused by a full queue.", queue.refused_total)
         yield GaugeMetricFamily("onsight_queue_waiting", "Requests and pages that wait for their turn.", queue.waiting)
-        yield GaugeMetricFamily("onsight_queue_pixels", "Pixels of media that requests have open.", queue.pixels_held)
+        yield GaugeMetricFamily("onsight_queue_pixels", "Pixels of requests that run and wait.", queue.pixels_held)
         yield GaugeMetricFamily("onsight_decoded_cache_bytes", "Bytes of decoded pictures kept.", self._decoded.bytes)
         yield CounterMetricFamily("onsight_decoded_cache_hits", "Pictures not decoded again.", self._decoded.hits)
         yield CounterMetricFamily("onsight_decoded_cache_misses", "Pictures decoded.", self._decoded.misses)

@@ -36,35 +36,45 @@ class Buckets:
         return 0.0 if taken else (1 - level) * 60 / self._a_minute
 
 
+class Rate:
+    """How often each may call. `by`: "key" or "address", as its setting and its errors say it."""
+
+    def __init__(self, by: str, a_minute: int) -> None:
+        self.by = by
+        self._a_minute = a_minute
+        self._buckets = Buckets(a_minute)
+
+    def count(self, who: str) -> None:
+        """Count one more request. Raises RateLimited for one too many."""
+        wait_s = self._buckets.take(who)
+        if wait_s:
+            raise RateLimited(
+                f"more than {self._a_minute} requests a minute from this {self.by}; try again later"
+                f" (--requests-per-min-{self.by})",
+                retry_after_s=math.ceil(wait_s),
+            )
+
+
 class RateLimit:
     """ASGI middleware: 429 with `Retry-After` for who calls too often, before anything of the body is read.
 
-    `by`: "address" counts each client's address, before its key is looked at, so that keys cannot be guessed at speed;
-    "key" counts each key by its name. Probes are not counted.
+    By address each request is counted before its key is looked at, by key with the key's name. Probes are not counted.
     """
 
-    def __init__(self, app: ASGIApp, *, by: str, a_minute: int) -> None:
+    def __init__(self, app: ASGIApp, rate: Rate) -> None:
         self._app = app
-        self._by = by
-        self._a_minute = a_minute
-        self._buckets = Buckets(a_minute)
+        self._rate = rate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         who = self._who(scope)
         if who is not None:
-            wait_s = self._buckets.take(who)
-            if wait_s:
-                raise RateLimited(
-                    f"more than {self._a_minute} requests a minute from this {self._by}; try again later"
-                    f" (--requests-per-min-{self._by})",
-                    retry_after_s=math.ceil(wait_s),
-                )
+            self._rate.count(who)
         await self._app(scope, receive, send)
 
     def _who(self, scope: Scope) -> str | None:
         if scope["type"] != "http" or scope["path"] in ALWAYS_OPEN:
             return None
-        if self._by == "key":
+        if self._rate.by == "key":
             caller = caller_of(scope)
             return None if caller is None else caller.name
         client = scope.get("client")

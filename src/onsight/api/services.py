@@ -8,6 +8,7 @@ from starlette.types import ASGIApp
 
 from onsight.api.keys import KeyBook
 from onsight.api.metrics import Metrics
+from onsight.api.rates import Rate
 from onsight.tasks.admission import Admission
 from onsight.tasks.chat import Chat
 from onsight.tasks.embed import Embed
@@ -19,19 +20,20 @@ class ApiSettings:
     """The HTTP face's settings.
 
     `keys`: where it guards, every route but /health, /ready and the /docs page needs one. `allowed_hosts`,
-    `origins`, `loopback_only`: see `onsight.api.origin`. `a_minute_by_key`, `a_minute_by_address`: most requests of
-    each. `max_body_bytes`: of one request; `max_bodies_bytes`: of all requests that are being answered, together.
-    `body_timeout_s`: for a client to send its body; large bodies get more (`onsight.api.body_limits`). `open_docs`,
-    `open_metrics`: with a key, /openapi.json and /metrics need none. `max_tokens_default`, `temperature_default`,
-    `top_p_default`: for chat requests that name none, where the model's card has no default of its own. `page`: what
-    answers everything under /ui, and asks for keys itself; None is a server without a page.
+    `origins`, `loopback_only`: see `onsight.api.origin`. `rate_by_key`: the page counts by it too.
+    `a_minute_by_address`: most requests of each. `max_body_bytes`: of one request; `max_bodies_bytes`: what has come of
+    all that are being answered, together. `body_timeout_s`: for a client to send its body; large bodies get more
+    (`onsight.api.body_limits`). `open_docs`, `open_metrics`: with a key, /openapi.json and /metrics need none.
+    `max_tokens_default`, `temperature_default`, `top_p_default`: for chat requests that name none, where the model's
+    card has no default of its own. `page`: what answers everything under /ui, and asks for keys itself; None is a
+    server without a page.
     """
 
     keys: KeyBook = field(default_factory=KeyBook)
     allowed_hosts: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
     loopback_only: bool = False
-    a_minute_by_key: int | None = None
+    rate_by_key: Rate | None = None
     a_minute_by_address: int | None = None
     max_body_bytes: int = 64 << 20
     max_bodies_bytes: int = 512 << 20

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
+from collections.abc import Callable
 from typing import ClassVar
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from onsight.api.errors import error_body, status_of
+from onsight.api.errors import error_response
+from onsight.api.request_log import log_refusal
 from onsight.core.errors import RequestError, TimedOut, Unavailable
 
 
@@ -17,6 +20,7 @@ class BoundedProtocol(H11Protocol):
 
     head_timeout_s: ClassVar[float]
     max_connections: ClassVar[int]
+    refused: ClassVar[Callable[[RequestError], None]]
     _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -52,23 +56,29 @@ class BoundedProtocol(H11Protocol):
         self._turn_away(TimedOut(f"the request's head did not come within {self.head_timeout_s:g} s"))
 
     def _turn_away(self, error: RequestError) -> None:
-        """Say why and close; h11 is not asked, since it knows of no request to answer."""
+        """Say why, as the boundary does for a request, and close; h11 knows of no request to answer."""
         if self.transport.is_closing():
             return
-        body = error_body(error)
-        head = (
-            f"HTTP/1.1 {status_of(error)[0]} \r\nconnection: close\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n\r\n"
-        )
-        self.transport.write(head.encode() + body)
+        request_id, answer = uuid.uuid4().hex, error_response(error)
+        head = f"HTTP/1.1 {answer.status_code} \r\nconnection: close\r\nx-request-id: {request_id}\r\n".encode()
+        fields = b"".join(b"%b: %b\r\n" % field for field in answer.raw_headers)
+        self.transport.write(head + fields + b"\r\n" + bytes(answer.body))
         self.transport.close()
+        type(self).refused(error)
+        log_refusal(request_id, "-" if self.client is None else self.client[0], "-", "-", error)
 
 
-def bounded_protocol(head_timeout: float, connections: int) -> type[BoundedProtocol]:
-    """The protocol with these bounds, `head_timeout` in seconds; uvicorn wants a class, not what makes one."""
+def bounded_protocol(
+    head_timeout: float, connections: int, told: Callable[[RequestError], None]
+) -> type[BoundedProtocol]:
+    """The protocol with these bounds, `head_timeout` in seconds; uvicorn wants a class, not what makes one.
+
+    `told`: of each connection that is turned away.
+    """
 
     class Bounded(BoundedProtocol):
         head_timeout_s = head_timeout
         max_connections = connections
+        refused = told
 
     return Bounded

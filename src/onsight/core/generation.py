@@ -39,15 +39,13 @@ class Sampling:
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """The canonical request: every wire dialect becomes this. `schema` is JSON Schema text that the answer's text must
-    satisfy; `tools` may be called instead of saying something. `caller`: who asks; those who wait take turns by it.
-    `goes_on`: a later part of an answer that has begun, which a full queue must not cut short."""
+    satisfy; `tools` may be called instead of saying something. `caller`: who asks; those who wait take turns by it."""
 
     messages: tuple[Message, ...]
     sampling: Sampling = field(default_factory=Sampling)
     schema: str | None = None
     tools: ToolUse | None = None
     caller: str = ""
-    goes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)

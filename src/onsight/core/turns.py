@@ -29,14 +29,21 @@ class Line(Generic[Item]):
     def add(self, caller: str, item: Item) -> None:
         self._callers.setdefault(caller, {})[item] = None
 
+    def first(self) -> Item:
+        """Who is next; KeyError when nobody waits."""
+        return self._first()[1]
+
     def pop(self) -> Item:
         """Take out who is next; KeyError when nobody waits."""
+        caller, item = self._first()
+        self.take(caller, item)
+        return item
+
+    def _first(self) -> tuple[str, Item]:
         if not self._callers:
             raise KeyError("nobody waits")
         caller, items = next(iter(self._callers.items()))
-        item = next(iter(items))
-        self.take(caller, item)
-        return item
+        return caller, next(iter(items))
 
     def take(self, caller: str, item: Item) -> None:
         """Take out one that waits; its caller's next one comes after everybody else's."""
@@ -54,44 +61,51 @@ class Line(Generic[Item]):
 
 
 class Turns:
-    """Lets a number of requests work at once, and the others wait in line. Used from the event loop alone."""
+    """Lets work that takes so many places go on at once; the rest waits in line. Used from the event loop alone."""
 
     def __init__(self, places: int) -> None:
-        self._free = places
-        self._line: Line[asyncio.Future[None]] = Line()
+        self._places = self._free = places
+        self._line: Line[tuple[asyncio.Future[None], int]] = Line()
 
     @property
     def waiting(self) -> int:
         return len(self._line)
 
     @asynccontextmanager
-    async def turn(self, caller: str) -> AsyncIterator[None]:
-        """Wait for the caller's turn, and have it for the length of the block."""
-        await self._begin(caller)
+    async def turn(self, caller: str, places: int = 1) -> AsyncIterator[None]:
+        """Wait for the caller's turn, and have it for the length of the block; who wants more than all places has all.
+
+        Who is next and needs much is waited for: smaller ones do not pass, or its turn might never come.
+        """
+        places = min(places, self._places)
+        await self._begin(caller, places)
         try:
             yield
         finally:
-            self._end()
+            self._end(places)
 
-    async def _begin(self, caller: str) -> None:
-        if self._free:
-            self._free -= 1
+    async def _begin(self, caller: str, places: int = 1) -> None:
+        if not self._line and places <= self._free:
+            self._free -= places
             return
         called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._line.add(caller, called)
+        self._line.add(caller, (called, places))
         try:
             await called
         except asyncio.CancelledError:
-            self._line.discard(caller, called)
-            if not called.cancelled():  # the turn came at the moment in which its caller left
-                self._end()
+            self._line.discard(caller, (called, places))
+            # The turn may have come at the moment in which its caller left; if not, others may have waited behind.
+            self._end(0 if called.cancelled() else places)
             raise
 
-    def _end(self) -> None:
-        """Call the next one who is still there."""
+    def _end(self, places: int = 1) -> None:
+        """Call those who are next, as far as there are places."""
+        self._free += places
         while self._line:
-            called = self._line.pop()
+            called, wanted = self._line.first()
             if not called.done():
+                if wanted > self._free:
+                    return
+                self._free -= wanted
                 called.set_result(None)
-                return
-        self._free += 1
+            self._line.pop()

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -56,8 +57,7 @@ class DecodeChild:
         The file may take `cpu_s` seconds of processor time. Raises Refused when it cannot be opened, Unavailable when
         that was nobody's fault. `read` must do with an answer that is cut short: only then is it known why.
         """
-        pipes = [os.pipe() for _ in range(3)]
-        (theirs, ours), (our_answer, their_answer), (our_status, their_status) = pipes
+        (theirs, ours), (our_answer, their_answer), (our_status, their_status) = _pipes(3)
         with ExitStack() as stack:
             given = stack.enter_context(open(ours, "wb"))
             answer = stack.enter_context(open(our_answer, "rb"))
@@ -105,19 +105,10 @@ class DecodeChild:
         if self._closed:
             raise Unavailable("the server is stopping; send the request again later")
         if self._running is None:
-            ours, theirs = socket.socketpair()
-            ours.settimeout(_TAKEN_WITHIN_S)
-            # A session of its own: Ctrl-C is for the server, which lets running requests finish.
-            process = subprocess.Popen(
-                [sys.executable, "-I", str(_PROCESS)],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                env=_ENVIRONMENT,
-                start_new_session=True,
-            )
-            theirs.close()
-            self._running = process, ours
+            try:
+                self._running = _begin()
+            except OSError as error:
+                raise _no_room(error) from None
         return self._running[1]
 
     def _end(self) -> None:
@@ -130,6 +121,43 @@ class DecodeChild:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _begin() -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start the process; it, and the socket on which it takes orders. Raises OSError."""
+    ours, theirs = socket.socketpair()
+    with theirs, ExitStack() as failing:
+        failing.callback(ours.close)
+        ours.settimeout(_TAKEN_WITHIN_S)
+        # A session of its own: Ctrl-C is for the server, which lets running requests finish.
+        process = subprocess.Popen(
+            [sys.executable, "-I", str(_PROCESS)],
+            stdin=theirs.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=_ENVIRONMENT,
+            start_new_session=True,
+        )
+        failing.pop_all()
+    return process, ours
+
+
+def _pipes(count: int) -> list[tuple[int, int]]:
+    """The (reading, writing) ends of so many pipes. Raises Unavailable when there are no more, and keeps none then."""
+    made: list[tuple[int, int]] = []
+    try:
+        for _ in range(count):
+            made.append(os.pipe())
+    except OSError as error:
+        for end in chain.from_iterable(made):
+            os.close(end)
+        raise _no_room(error) from None
+    return made
+
+
+def _no_room(error: OSError) -> Unavailable:
+    _log.warning("no file can be opened apart: %s", error.strerror)
+    return Unavailable(f"the server cannot open the file now ({error.strerror}); send the request again soon")
 
 
 def _judge(work: str, told: bytes) -> None:

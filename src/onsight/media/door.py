@@ -7,7 +7,7 @@ import os
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from onsight.core.frames import FrameRule
 from onsight.core.geometry import Size
 from onsight.core.messages import Image, ImageRef, Video, VideoRef
 from onsight.media.containers import PictureFile
-from onsight.media.data_url import check_data_url, decode_data_url
+from onsight.media.data_url import check_data_url, data_url_head, decode_data_url
 from onsight.media.decode_child import DecodeChild
 from onsight.media.decoded import DecodedPictures
 from onsight.media.fetch import Fetcher, Resolver, system_resolver
@@ -33,6 +33,8 @@ _FETCHES_AT_ONCE = 6
 _LOOKUP_THREADS = 4
 _MAX_SCHEME_CHARS = 20
 _NICENESS = 5
+_HEAD_BYTES = 12 << 10
+"""Of a picture, to learn its size from before it is opened; enough for all but JPEGs with much before the picture."""
 
 _VIDEO_CODE = "invalid_video"
 
@@ -43,11 +45,11 @@ File = TypeVar("File")
 Opened = tuple[Image, ...]
 """What one reference became: a picture, or the pages of a PDF."""
 
-HoldPixels = Callable[[int], None]
+HoldPixels = Callable[[int], Awaitable[None]]
 """Called with the px of a request's pictures, or of its videos' frames, before any is decoded; raises to refuse."""
 
 
-def _any_number(pixels: int) -> None:
+async def _any_number(pixels: int) -> None:
     """Where nobody counts."""
 
 
@@ -88,8 +90,27 @@ class MediaDoor:
         """
         self._check(refs, "image")
         files = await self._read(refs, "image", self._look)
-        hold(self._check_pixels(refs, files))
+        await hold(self._check_pixels(refs, files))
         return await self._decode(refs, files, self._draw)
+
+    def known_pixels(self, refs: Sequence[ImageRef]) -> int:
+        """The px of those pictures that came with the request, as far as their first bytes tell.
+
+        Little work, so that it can be done before any other; what is wrong with a picture, `open_pages` says.
+        """
+        return sum(self._known_pixels(ref.source) for ref in refs[: self.limits.max_images])
+
+    def _known_pixels(self, source: str | bytes) -> int:
+        try:
+            if isinstance(source, bytes):
+                size = read_header(source[:_HEAD_BYTES], self.limits).size
+            elif _scheme(source) == "data":
+                size = read_header(data_url_head(source, _HEAD_BYTES), self.limits).size
+            else:
+                return 0
+        except InvalidMedia:
+            return 0
+        return size.width * size.height
 
     def _look(self, ref: ImageRef, data: bytes) -> PictureFile | PdfFile:
         """Read a picture's or a PDF's header, whichever it is by its bytes."""
@@ -119,7 +140,7 @@ class MediaDoor:
         clips = await self._read(
             refs, "video", lambda ref, data: read_clip(data, rule, ref.options, self.limits, self._child)
         )
-        hold(self._check_video_pixels(refs, clips))
+        await hold(self._check_video_pixels(refs, clips))
         return await self._decode(refs, clips, lambda ref, clip: decode_clip(clip, self.limits, self._child))
 
     async def _read(self, refs: Sequence[Ref], kind: Kind, work: Callable[[Ref, bytes], T]) -> list[T]:

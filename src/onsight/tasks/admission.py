@@ -21,12 +21,14 @@ class QueueLimits:
 
     `places_of_one`: most places that one caller holds. `at_work`: most requests of a kind (answers; pages) that are
     worked on, from the opening of their media on; the others wait, and their callers take turns. `pixels`: most px of
-    opened media that all requests hold together. `timeout_s`: longest time from a request's beginning to its end.
+    media that all requests have open, or are known to wait with; `pixels_of_one`: those of one caller. `timeout_s`:
+    longest time from a request's beginning to its end.
     """
 
     places_of_one: int | None = None
     at_work: int | None = None
     pixels: int | None = None
+    pixels_of_one: int | None = None
     timeout_s: float | None = None
 
 
@@ -41,6 +43,7 @@ class Admission:
         self.refused_total = 0
         self._limits = limits
         self._holders: Counter[str] = Counter()
+        self._pixel_holders: Counter[str] = Counter()
         self._lines: list[Turns] = []
         self._draining = False
         self._empty = asyncio.Event()
@@ -86,29 +89,42 @@ class Admission:
                 self._empty.set()
 
     @contextmanager
-    def pixels(self) -> Iterator[HoldPixels]:
+    def pixels(self, caller: str = "") -> Iterator[HoldPixels]:
         """What counts a request's media for the length of the block; a request alone may have any number of px.
 
-        It raises Overloaded when others have too many open.
+        It raises Overloaded when others, or others of the same caller, have too many.
         """
         own = 0
 
-        def hold(count: int) -> None:
+        async def hold(count: int) -> None:
             nonlocal own
-            others, most = self.pixels_held - own, self._limits.pixels
-            if others and most is not None and self.pixels_held + count > most:
-                self._refuse(
-                    f"the requests that run have {self.pixels_held / 1e6:.1f} Mpx open, and with this one's"
-                    f" {count / 1e6:.1f} they would have more than {most / 1e6:g}; try again in a moment"
-                    " (--max-queue-pixels)"
-                )
+            self._check_pixels(count, own, caller)
             own += count
             self.pixels_held += count
+            self._pixel_holders[caller] += count
 
         try:
             yield hold
         finally:
             self.pixels_held -= own
+            self._pixel_holders[caller] -= own
+            if not self._pixel_holders[caller]:
+                del self._pixel_holders[caller]
+
+    def _check_pixels(self, count: int, own: int, caller: str) -> None:
+        """Refuse `count` px more for a request of `caller` that holds `own` of them, if that is too much."""
+        if count <= 0:
+            return
+        limits, of_caller = self._limits, self._pixel_holders[caller]
+        for held, most, whose in (
+            (self.pixels_held, limits.pixels, "the requests that run and wait have"),
+            (of_caller, limits.pixels_of_one, "your requests that run and wait have"),
+        ):
+            if most is not None and held > own and held + count > most:
+                self._refuse(
+                    f"{whose} {held / 1e6:.1f} Mpx, and with {count / 1e6:.1f} more it would be more than"
+                    f" {most / 1e6:g}; try again in a moment (--max-queue-pixels)"
+                )
 
     def turns(self) -> Turns:
         """A line of its own for one kind of work."""

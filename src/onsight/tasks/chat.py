@@ -100,11 +100,13 @@ class Chat:
         with kept(record, self._bookkeepers):
             _check(call, loaded)
             deadline = self._admission.deadline()
-            with self._admission.place(call.n, call.caller), self._admission.pixels() as hold:
+            with self._admission.place(call.n, call.caller), self._admission.pixels(call.caller) as hold:
+                known = self._door.known_pixels(_images(call))
+                await hold(known)
                 async with AsyncExitStack() as turn:
                     await deadline.within(turn.enter_async_context(self._turns.turn(call.caller)))
                     record.turn_came()
-                    messages = await deadline.within(self._open(call, loaded.card, record, hold))
+                    messages = await deadline.within(self._open(call, loaded.card, record, hold, known))
                     request = GenerateRequest(messages, call.sampling, call.schema, call.tools, call.caller)
                     choices = _pages(loaded, request) if call.by_page else _choices(loaded, request, call.n)
                     async with aclosing(deadline.follow(choices)) as events:
@@ -114,19 +116,24 @@ class Chat:
                                 record.finished(choice.event, own_prompt=call.by_page)
                             yield choice
 
-    async def _open(self, call: ChatCall, card: ModelCard, record: Record, hold: HoldPixels) -> tuple[Message, ...]:
-        """The messages as an engine reads them, their media open."""
-        parts = [part for draft in call.drafts for part in draft.parts]
+    async def _open(
+        self, call: ChatCall, card: ModelCard, record: Record, hold: HoldPixels, known: int
+    ) -> tuple[Message, ...]:
+        """The messages as an engine reads them, their media open; `known` px of the pictures are held already."""
         budget = card.budget(call.task)
-        images = [_within(part, budget) for part in parts if isinstance(part, ImageRef)]
-        videos = [part for part in parts if isinstance(part, VideoRef)]
-        opened = await self._door.open_pages(images, hold) if images else ()
+        images = [_within(image, budget) for image in _images(call)]
+        videos = [part for draft in call.drafts for part in draft.parts if isinstance(part, VideoRef)]
+        opened = await self._door.open_pages(images, lambda pixels: hold(pixels - known)) if images else ()
         watched = iter(await self._door.open_videos(videos, card.frames, hold) if videos and card.frames else ())
         record.images, record.videos = sum(map(len, opened)), len(videos)
         record.media_opened()
         unused = iter(opened)
         messages = tuple(_message(draft, unused, watched) for draft in call.drafts)
         return messages if call.compose is None else await asyncio.to_thread(call.compose, messages)
+
+
+def _images(call: ChatCall) -> list[ImageRef]:
+    return [part for draft in call.drafts for part in draft.parts if isinstance(part, ImageRef)]
 
 
 def _within(image: ImageRef, budget: PixelBudget) -> ImageRef:
@@ -225,9 +232,7 @@ async def _pages(loaded: Loaded, request: GenerateRequest) -> AsyncGenerator[Cho
 def _nth(request: GenerateRequest, index: int) -> GenerateRequest:
     """The request of choice `index`, from 1: a given seed moves on by one a choice: answers differ, and repeat."""
     seed = request.sampling.seed
-    return replace(
-        request, sampling=replace(request.sampling, seed=None if seed is None else seed + index), goes_on=True
-    )
+    return replace(request, sampling=replace(request.sampling, seed=None if seed is None else seed + index))
 
 
 async def _merge(streams: list[AsyncGenerator[Event, None]]) -> AsyncGenerator[ChoiceEvent, None]:

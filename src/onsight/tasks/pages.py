@@ -22,7 +22,7 @@ def page_requests(request: GenerateRequest) -> list[GenerateRequest]:
     for image in last.images:
         parts = tuple(part for part in last.parts if not isinstance(part, Image) or part is image)
         messages = (*before, replace(last, parts=parts))
-        requests.append(replace(request, messages=messages, goes_on=bool(requests)))
+        requests.append(replace(request, messages=messages))
     return requests
 
 

@@ -16,7 +16,7 @@ from onsight.core.generation import Sampling
 from onsight.core.messages import Draft, Message, Text
 from onsight.media.uploads import as_reference
 from onsight.tasks.chat import ChatCall
-from onsight.ui.desk import CALLER, Desk, new_id, noting
+from onsight.ui.desk import Desk, new_id, noting
 from onsight.ui.drawn import thumbnails
 from onsight.ui.mistakes import Mistake
 from onsight.ui.packaged import example_url
@@ -75,8 +75,9 @@ class ChatTab:
         def note(messages: tuple[Message, ...]) -> None:
             seen.append(thumbnails(messages[-1].media, self._desk.words))
 
+        caller = self._desk.begin()
         drafts = await asyncio.to_thread(self._drafts, (*kept, turn))
-        call = ChatCall(drafts, self._desk.place.model.name, sampling, request_id=new_id(), caller=CALLER)
+        call = ChatCall(drafts, self._desk.place.model.name, sampling, request_id=new_id(), caller=caller)
         async with aclosing(self._desk.follow(noting(call, note))) as said:
             async for piece in said:
                 yield replace(turn, seen="".join(seen), answer=piece.text, figures=piece.figures)

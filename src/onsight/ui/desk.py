@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 from onsight.core.generation import Event, Finished, TextDelta
@@ -27,18 +28,25 @@ from onsight.ui.words import LANGUAGES, Words, load_words
 _SHOW_EVERY_S = 0.05
 
 CALLER = "page"
-"""All who ask by the page are one caller, who takes turns with those of the API."""
+"""What to call a visitor of whom nothing is known."""
+
+VISITOR = ContextVar("VISITOR", default=CALLER)
+"""Who asks: as the API's callers, by the name of their key or by their address. Set around all that a tab does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
-    """What the composition root hands to the page. `door`: for pages that were embedded and are now to be shown."""
+    """What the composition root hands to the page. `door`: for pages that were embedded and are now to be shown.
+
+    `count`: told of each request by its visitor, it raises Overloaded for one too many.
+    """
 
     roster: Roster
     chat: Chat
     embed: Embed
     door: MediaDoor
     admission: Admission
+    count: Callable[[str], None] | None = None
 
     @property
     def model(self) -> Loaded:
@@ -78,6 +86,13 @@ class Desk:
         known = [language for language in card.languages if language in LANGUAGES]
         return self.words if not known or self.words.language in known else load_words(known[0])
 
+    def begin(self) -> str:
+        """Count a request of the visitor's; what to call who asks. Raises Overloaded for one too many."""
+        visitor = VISITOR.get()
+        if self.place.count is not None:
+            self.place.count(visitor)
+        return visitor
+
     async def picture(self, upload: str | None, pages: Pages | None = None) -> PictureCall:
         """The uploaded picture, and the model that shall look at it; `pages`: a PDF is welcome too.
 
@@ -85,8 +100,9 @@ class Desk:
         """
         if not upload:
             raise Mistake("no_picture")
+        caller = self.begin()
         data = await asyncio.to_thread(self.uploads.read, upload)
-        return PictureCall(ImageRef(data, pages=pages), self.place.model, request_id=new_id(), caller=CALLER)
+        return PictureCall(ImageRef(data, pages=pages), self.place.model, request_id=new_id(), caller=caller)
 
     async def follow(self, call: ChatCall) -> AsyncGenerator[Said, None]:
         """The answer as it grows, some twenty times a second at most; a PDF's pages have an empty line between.

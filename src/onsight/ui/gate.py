@@ -17,17 +17,17 @@ _MOST_VISITORS = 1000
 
 
 class Gate:
-    """Remembers which visitor typed which key. `accepts`: whether a key opens the server, asked at every request, so
-    that a key that is taken back closes the page too."""
+    """Remembers which visitor typed which key. `name_of`: what a key that opens the server is called, asked at every
+    request, so that a key that is taken back closes the page too."""
 
-    def __init__(self, accepts: Callable[[str], bool]) -> None:
-        self._accepts = accepts
+    def __init__(self, name_of: Callable[[str], str | None]) -> None:
+        self._name_of = name_of
         self._keys: OrderedDict[str, str] = OrderedDict()
 
-    def lets_in(self, request: Request) -> bool:
-        """Whether the request's cookie stands for a key that still opens the server."""
+    def visitor(self, request: Request) -> str | None:
+        """The name of the key that the request's cookie stands for, if it still opens the server."""
         key = self._keys.get(request.cookies.get(COOKIE, ""))
-        return key is not None and self._accepts(key)
+        return None if key is None else self._name_of(key)
 
     async def answer(self, request: Request, words: Words) -> Response:
         """The form that asks for a key; for a form that was sent, the page or the form again."""
@@ -35,7 +35,7 @@ class Gate:
             return _form(words)
         async with request.form(max_files=0, max_fields=1) as form:
             key = str(form.get("key", ""))
-        if not self._accepts(key):
+        if self._name_of(key) is None:
             return _form(words, words("gate.wrong"))
         response = RedirectResponse(str(request.url.path), 303)
         secure = request.url.scheme == "https"

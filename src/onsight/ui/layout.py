@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from html import escape
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio.routes import App
+from starlette.routing import Mount
 
 from onsight.ui.captions_tab import add_captions_tab
 from onsight.ui.chat_tab import add_chat_tab
@@ -33,8 +36,11 @@ _TABS = {
 """What a model's card may be capable of, and the tab for it."""
 
 
-def mount(app: FastAPI, desk: Desk, max_file_bytes: int) -> None:
-    """Mount the page in `desk`'s language at `/LANGUAGE` of `app`; its lifespan starts the page's work."""
+def mount(app: FastAPI, desk: Desk, max_file_bytes: int) -> asyncio.Event:
+    """Mount the page in `desk`'s language at `/LANGUAGE` of `app`; its lifespan starts the page's work.
+
+    What is returned ends, once set, the stream that each open page keeps: Gradio sets it only where itself listens.
+    """
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Ubuntu", "sans-serif"]
     mono = ["ui-monospace", "Consolas", "monospace"]
     gr.mount_gradio_app(
@@ -53,6 +59,11 @@ def mount(app: FastAPI, desk: Desk, max_file_bytes: int) -> None:
         css=packaged("static/page.css"),
         js=f"() => ({packaged('static/page.js')})({json.dumps(desk.words.section('labels'))})",
     )
+    mounted = app.routes[-1]
+    assert isinstance(mounted, Mount)
+    assert isinstance(mounted.app, App)
+    stop: asyncio.Event = mounted.app.stop_event
+    return stop
 
 
 def _blocks(desk: Desk) -> gr.Blocks:

@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from onsight.media.uploads import Uploads
-from onsight.ui.desk import Desk, Workplace
+from onsight.ui.desk import CALLER, Desk, Workplace
 from onsight.ui.gate import Gate
 from onsight.ui.packaged import lay_out_examples
 from onsight.ui.words import LANGUAGES, choose_language, load_words
@@ -41,18 +41,19 @@ _ADVERTISING = re.compile(r'<meta\s+(?:property|name)="(?:og|twitter):[^>]*>|<li
 class Page:
     """An ASGI application for everything under /ui.
 
-    `accepts` tells whether a key opens the server; None is for one without keys.
+    `name_of`: what a key that opens the server is called, None for any other; None is for a server without keys.
     """
 
-    def __init__(self, place: Workplace, folder: Path, accepts: Callable[[str], bool] | None = None) -> None:
+    def __init__(self, place: Workplace, folder: Path, name_of: Callable[[str], str | None] | None = None) -> None:
         """`folder`: for uploads, which Gradio was told of before; it is removed by `close`."""
         self._place = place
         self._folder = folder
         self._max_bytes = max(place.door.limits.max_bytes, place.door.limits.max_video_bytes)
-        self._gate = None if accepts is None else Gate(accepts)
+        self._gate = None if name_of is None else Gate(name_of)
         self._words = {language: load_words(language) for language in LANGUAGES}
         self._app: ASGIApp | None = None
         self._started = asyncio.Event()
+        self._stops: list[asyncio.Event] = []
         self._running = AsyncExitStack()
 
     async def start(self) -> None:
@@ -61,6 +62,11 @@ class Page:
         await self._running.enter_async_context(app.router.lifespan_context(app))
         self._app = app
         self._started.set()
+
+    def end_streams(self) -> None:
+        """End the streams that browsers keep open for as long as they show the page."""
+        for stop in self._stops:
+            stop.set()
 
     async def close(self) -> None:
         """Stop its work and remove what was uploaded. May be called twice."""
@@ -75,7 +81,7 @@ class Page:
         uploads = Uploads(self._folder, self._max_bytes)
         examples = lay_out_examples(self._folder / "examples")
         for words in self._words.values():
-            mount(app, Desk(self._place, words, uploads, examples), self._max_bytes)
+            self._stops.append(mount(app, Desk(self._place, words, uploads, examples), self._max_bytes))
         return app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,12 +92,19 @@ class Page:
         language, slash, rest = scope["path"].removeprefix(scope.get("root_path", "")).lstrip("/").partition("/")
         if language not in LANGUAGES or not slash:
             await self._lead(request, language)(scope, receive, send)
-        elif self._gate is not None and not self._gate.lets_in(request):
+        elif (visitor := self._visitor(request)) is None:
             await (await self._ask_for_key(request, language, rest))(scope, receive, send)
         else:
+            scope.setdefault("state", {})["visitor"] = visitor
             await self._started.wait()
             assert self._app is not None
             await self._app(scope, receive, send if rest else _Cleaned(send, language))
+
+    def _visitor(self, request: Request) -> str | None:
+        """Who looks: the name of their key; without keys, their address."""
+        if self._gate is not None:
+            return self._gate.visitor(request)
+        return CALLER if request.client is None else request.client.host
 
     def _lead(self, request: Request, language: str) -> Response:
         """To the page in a language: the one that the address names, or the one that the browser asks for."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
 from html import escape
+from inspect import signature
 from pathlib import Path
 
 import gradio as gr
 
 from onsight.core.errors import RequestError
+from onsight.ui.desk import VISITOR
 from onsight.ui.mistakes import Mistake
 from onsight.ui.words import Words
 
@@ -77,14 +79,27 @@ def folded(words: Words, details: str) -> str:
 
 def bind(
     triggers: Sequence[Callable[..., object]],
-    work: Callable[..., object],
+    work: Callable[..., AsyncGenerator[object, None]],
     inputs: Sequence[object],
     outputs: Sequence[object],
 ) -> object:
-    """Run `work` on any of `triggers`. Nothing of it is an API, and nothing waits but in the server's own queue."""
+    """Run `work` on any of `triggers`, in the visitor's name; its parameter `request`, if it has one, is Gradio's.
+
+    Nothing of it is an API, and nothing waits but in the server's own queue.
+    """
+
+    async def asked(request: gr.Request, *given: object) -> AsyncGenerator[object, None]:
+        visitor = request.request.scope["state"]["visitor"]
+        wanted = {"request": request} if "request" in signature(work).parameters else {}
+        async with aclosing(work(*given, **wanted)) as pieces:
+            VISITOR.set(visitor)
+            async for piece in pieces:
+                yield piece
+                VISITOR.set(visitor)  # the next piece may be asked for by another task
+
     return gr.on(
         list(triggers),
-        work,
+        asked,
         list(inputs),
         list(outputs),
         api_visibility="private",

@@ -83,6 +83,7 @@ class SearchTab:
                 raise Mistake("no_pages")
             if not question.strip():
                 raise Mistake("no_search")
+            self._desk.begin()
             for start in range(0, len(uploads), _FILES_AT_ONCE):
                 yield self._bar(start, len(uploads)), "", "", ""
                 await self._read(uploads[start : start + _FILES_AT_ONCE], pile)

@@ -15,6 +15,10 @@ from tests.engines.fidelity import TOLERANCE, Seen, WatchedEngine
 from tests.engines.torch_engine.reference import Expected, Reference
 
 
+class Panic(BaseException):
+    """As a library that is written in Rust raises where it panics: no `Exception`."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """`seen`: what the engine's sampler saw, where the engine is watched."""

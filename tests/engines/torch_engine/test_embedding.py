@@ -15,12 +15,14 @@ from onsight.core.embedding import Embedding, VectorSpace
 from onsight.core.engine import EmbedEngine
 from onsight.core.errors import ContextTooLong, EngineFailed, InvalidRequest, StartError, Unavailable
 from onsight.core.messages import Image, Text
+from onsight.core.turns import Turns
 from onsight.engines.torch_engine import TorchEmbedEngine, TorchSettings
 from onsight.engines.torch_engine.embed_queue import Asked, EmbedQueue
 from onsight.engines.torch_engine.families.colqwen import ColQwen
 from onsight.engines.torch_engine.loading import Checkpoint
 from onsight.engines.torch_engine.prompt import Prompt, Span
 from onsight.models.card import find_card
+from tests.engines.torch_engine.asking import Panic
 from tests.engines.torch_engine.embedding import ASKED, BLUE, RED, SHOWN, embed, farthest, load, vectors
 from tests.tiny_colqwen import write_colqwen
 from tests.tiny_models import draw, write_smolvlm
@@ -37,20 +39,21 @@ class Watched(ColQwen):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.batches: list[Sequence[Prompt]] = []
+        self.error: type[BaseException] = RuntimeError
         self.gate = threading.Event()
         self.gate.set()
         super().__init__(checkpoint)
 
     def look(self, prompt: Prompt) -> None:
         if any(span.plan.image.digest == UNREADABLE.digest for span in prompt.spans):
-            raise RuntimeError("the secret path /etc/shadow")
+            raise self.error("the secret path /etc/shadow")
         super().look(prompt)
 
     def embed(self, prompts: Sequence[Prompt], batch_tokens: int = 16_384) -> list[Embedding]:
         self.batches.append(prompts)
         assert self.gate.wait(20)
         if any(span.plan.image.digest == POISON.digest for prompt in prompts for span in prompt.spans):
-            raise RuntimeError("the secret path /etc/shadow")
+            raise self.error("the secret path /etc/shadow")
         return super().embed(prompts, batch_tokens)
 
     def kinds(self) -> list[str]:
@@ -216,7 +219,11 @@ async def test_leaving_in_the_middle_of_a_forward_takes_nobody_along(running: Ru
     assert (await running.engine.embed(Text("still here"))).rows > 0
 
 
-async def test_one_that_breaks_a_forward_takes_no_neighbour_along(running: Running, model: ColQwen) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, Panic])
+async def test_one_that_breaks_a_forward_takes_no_neighbour_along(
+    running: Running, model: ColQwen, error: type[BaseException]
+) -> None:
+    running.model.error = error
     async with running.held():
         good, bad, other = running.ask(SHOWN[0], POISON, draw(BLUE, 64, 48))
         await running.waiting(3)
@@ -228,13 +235,26 @@ async def test_one_that_breaks_a_forward_takes_no_neighbour_along(running: Runni
     assert (await running.engine.embed(Text("still here"))).rows > 0
 
 
-async def test_one_that_cannot_be_prepared_is_told_so(running: Running) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, Panic])
+async def test_one_that_cannot_be_prepared_is_told_so(running: Running, error: type[BaseException]) -> None:
+    running.model.error = error
     with pytest.raises(EngineFailed) as caught:
         await running.engine.embed(UNREADABLE)
     assert "shadow" not in str(caught.value)
     with pytest.raises(ContextTooLong, match="1024"):
         await running.engine.embed(Text("colour " * 3000))
     assert running.engine.status().waiting == 0
+
+
+async def test_queries_are_prepared_no_further_ahead_than_there_is_room(running: Running) -> None:
+    running.engine._query_room = Turns(300)
+    async with running.held():
+        asked = running.ask(*["a" * 100] * 10, SHOWN[0])
+        # "hold" has some of the room itself.
+        await running.waiting(3)
+        await asyncio.sleep(0.05)
+        assert (len(running.queue), running.engine.status().waiting) == (3, 11)
+    assert all(made.rows for made in await asyncio.gather(*asked))
 
 
 async def test_closing_reaches_everyone_who_waits(running: Running) -> None:
@@ -280,6 +300,16 @@ async def test_files_that_make_no_sense_are_one_sentence(tmp_path: Path) -> None
     with pytest.raises(StartError) as caught:
         await engine.start()
     assert "\n" not in str(caught.value)
+    await engine.close()
+
+
+async def test_a_panic_while_it_loads_is_one_sentence(folder: Path) -> None:
+    def panics(name: str, checkpoint: Checkpoint) -> ColQwen:
+        raise Panic("at lib.rs")
+
+    engine = TorchEmbedEngine(folder, find_card(str(folder), folder), TorchSettings(device="cpu"), load=panics)
+    with pytest.raises(StartError, match=r"cannot be loaded: Panic: at lib\.rs"):
+        await engine.start()
     await engine.close()
 
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from onsight.engines.torch_engine.vocabulary import Vocabulary
 from onsight.models.card import find_card
 from tests.engines.contract import idle
 from tests.engines.fidelity import WatchedEngine
-from tests.engines.torch_engine.asking import Answer, answer, asking, check, turn
+from tests.engines.torch_engine.asking import Answer, Panic, answer, asking, check, turn
 from tests.engines.torch_engine.conftest import StartEngine
 from tests.engines.torch_engine.reference import SmolVLMReference
 from tests.tiny_models import draw
@@ -38,26 +39,29 @@ RED, BLUE = draw((200, 0, 0)), draw((0, 0, 220))
 class Breaking(SmolVLM):
     """A SmolVLM that breaks on one picture when preparing, on one when encoding, and when decoding after a `~`."""
 
+    error: ClassVar[type[BaseException]]
+
     def __init__(self, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
         super().__init__(checkpoint, vocabulary)
-        self.decoder = BreakingDecoder(self.decoder, vocabulary.encode([(POISON_TEXT, False)])[0])
+        self.decoder = BreakingDecoder(self.decoder, vocabulary.encode([(POISON_TEXT, False)])[0], self.error)
 
     def prepare(self, plan: ImagePlan) -> Pixels:
         if plan.image.digest == UNREADABLE.digest:
-            raise RuntimeError("the secret path /etc/shadow")
+            raise self.error("the secret path /etc/shadow")
         return super().prepare(plan)
 
     def encode(self, pixels: Sequence[Pixels]) -> list[torch.Tensor]:
         if any(one.plan.image.digest == POISON.digest for one in pixels):
-            raise RuntimeError("the secret path /etc/shadow")
+            raise self.error("the secret path /etc/shadow")
         return super().encode(pixels)
 
 
 class BreakingDecoder(Decoder):
     """Breaks in the third decode step after a prompt with the poison token was read."""
 
-    def __init__(self, inner: Decoder, poison: int) -> None:
+    def __init__(self, inner: Decoder, poison: int, error: type[BaseException]) -> None:
         vars(self).update(vars(inner))
+        self.error = error
         self._poison = poison
         self._left = -1
 
@@ -72,7 +76,7 @@ class BreakingDecoder(Decoder):
         if embeds.shape[1] == 1 and self._left >= 0:
             self._left -= 1
             if self._left == 0:
-                raise RuntimeError("the secret path /etc/shadow")
+                raise self.error("the secret path /etc/shadow")
         return super().forward(embeds, positions, mask, key_values)
 
 
@@ -80,9 +84,13 @@ def load_breaking(name: str, checkpoint: Checkpoint, vocabulary: Vocabulary) -> 
     return Breaking(checkpoint, vocabulary)
 
 
-@pytest.fixture(params=[1, 2], ids=["pictures in turn", "pictures apart"])
+@pytest.fixture(
+    params=[(1, RuntimeError), (2, RuntimeError), (2, Panic)],
+    ids=["pictures in turn", "pictures apart", "pictures apart, panics"],
+)
 async def breaking(smolvlm: Path, request: pytest.FixtureRequest) -> AsyncIterator[TorchEngine]:
-    settings = TorchSettings(device="cpu", max_num_seqs=4, threads=request.param)
+    threads, Breaking.error = request.param
+    settings = TorchSettings(device="cpu", max_num_seqs=4, threads=threads)
     engine = WatchedEngine(smolvlm, find_card("x", smolvlm), settings, load_family=load_breaking)
     await engine.start()
     yield engine
@@ -130,6 +138,37 @@ async def test_a_decode_step_of_one_that_fails_is_a_failed_request_and_the_next_
     later = asking(turn(RED, "go on"))
     check(await answer(breaking, later), smolvlm_reference.generate(later.messages, 12), smolvlm_reference)
     assert breaking.status().running == 0
+
+
+async def test_a_panic_over_a_token_fails_its_request_and_one_in_the_loop_itself_reaches_who_waits(
+    smolvlm: Path, start: StartEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def panics(*given: object) -> None:
+        raise Panic
+
+    engine = await start(smolvlm)
+    assert engine._loaded is not None
+    with monkeypatch.context() as patched:
+        patched.setattr(engine._loaded.loop, "_append", panics)
+        with pytest.raises(EngineFailed):
+            await answer(engine, asking(turn("hi")))
+    assert (await answer(engine, asking(turn("hi")))).usage.completion_tokens
+    monkeypatch.setattr(engine._loaded.loop, "_step", panics)
+    async with asyncio.timeout(20):
+        with pytest.raises(Unavailable, match="has died"):
+            await answer(engine, asking(turn("hi")))
+    assert engine.status().state == "dead"
+
+
+async def test_a_panic_while_it_loads_is_one_sentence(smolvlm: Path) -> None:
+    def panics(name: str, checkpoint: Checkpoint, vocabulary: Vocabulary) -> Family:
+        raise Panic("at lib.rs")
+
+    engine = TorchEngine(smolvlm, find_card("x", smolvlm), TorchSettings(device="cpu"), load_family=panics)
+    async with asyncio.timeout(20):
+        with pytest.raises(StartError, match=r"at lib\.rs"):
+            await engine.start()
+    await engine.close()
 
 
 async def test_leaving_frees_the_slot_for_the_next_in_line(smolvlm: Path, start: StartEngine) -> None:

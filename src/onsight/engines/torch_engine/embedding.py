@@ -41,6 +41,8 @@ _CLOSE_S = 30
 """How long a batch may still take when the engine is closed; a thread that is stuck would keep the server for ever."""
 _PREPARED_PAGES = 32
 """Pages whose pixels are prepared at once, at most 15 MB each: enough to fill the next batch during this one."""
+_PREPARED_CHARACTERS = 1 << 20
+"""Of queries that are prepared at once: some 40 bytes each, as token ids. A thousand usual ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class TorchEmbedEngine:
         self._model_thread = OwnThread("onsight-embed")
         self._pool = PreparePool()
         self._page_turns = Turns(_PREPARED_PAGES)
+        self._query_room = Turns(_PREPARED_CHARACTERS)
         self._arrived = asyncio.Event()
         self._working: asyncio.Task[None] | None = None
         self._live: set[Asked] = set()
@@ -144,6 +147,8 @@ class TorchEmbedEngine:
             try:
                 if isinstance(one, Image):
                     await places.enter_async_context(self._page_turns.turn(caller))
+                else:
+                    await places.enter_async_context(self._query_room.turn(caller, len(one.text)))
                 self._require_ready()
                 prompt = await self._pool.run(self._prepare, one)
             finally:
@@ -200,7 +205,7 @@ class TorchEmbedEngine:
         torch.set_num_threads(self._threads)
         try:
             return list(self._loaded.model.embed([asked.prompt for asked in batch]))
-        except Exception as error:  # the engine's boundary: whatever breaks concerns these inputs only
+        except BaseException as error:  # the engine's boundary: whatever breaks concerns these inputs only
             if len(batch) == 1:
                 log.exception("an input could not be embedded; its request fails with it")
                 return [failure_of(error)]

@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from onsight.core.engine import EngineState, EngineStatus, MemoryUse, Progress
-from onsight.core.errors import Overloaded, RequestError, StartError, Unavailable
+from onsight.core.errors import RequestError, StartError, Unavailable
 from onsight.core.generation import Event, Finished, GenerateRequest
 from onsight.core.turns import Turns
 from onsight.engines.torch_engine import kv_cache, loading
@@ -46,7 +46,7 @@ _PREPARED = 2
 _CLOSE_S = 30
 """How long a step may still take when the engine is closed; a thread that is stuck would keep the server for ever."""
 _QUEUED = 4
-"""Prompts wait that would fill the key-value cache so many times, if nobody says otherwise."""
+"""Prompts are read and wait that would fill the key-value cache so many times, if nobody says otherwise."""
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -54,9 +54,10 @@ _Out = TypeVar("_Out")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Loaded:
-    """What a started engine consists of."""
+    """What a started engine consists of. `prompt_room`: for the tokens of the prompts that run and wait."""
 
     intake: Intake
+    prompt_room: Turns
     loop: StepLoop
     device: torch.device
     size: kv_cache.KeyValueSize
@@ -85,7 +86,6 @@ class TorchEngine:
         self._thread: threading.Thread | None = None
         self._pool = PreparePool()
         self._live: set[Sequence] = set()
-        self._prompt_tokens = 0
         self._turns = Turns(_PREPARED * self._settings.max_num_seqs)
 
     @property
@@ -124,7 +124,7 @@ class TorchEngine:
             self._loaded.loop.status,
             state="stalled" if self._stalled else self._state,
             device=str(self._loaded.device),
-            waiting=self._loaded.loop.status.waiting + self._turns.waiting,
+            waiting=self._loaded.loop.status.waiting + self._turns.waiting + self._loaded.prompt_room.waiting,
             kv_total_tokens=size.slots * size.tokens,
             memory=self._loaded.memory,
         )
@@ -134,29 +134,14 @@ class TorchEngine:
         loaded = self._require_ready()
         self._require_progress()
         sequence = await self._prepare(loaded.intake.read, request)
-        self._take_up(sequence, loaded, goes_on=request.goes_on)
-        try:
-            async with self._turns.turn(request.caller):
-                await self._prepare(loaded.intake.look, sequence.prompt)
-                self._require_ready()
-                async with aclosing(self._run(loaded.loop, sequence)) as events:
-                    async for event in events:
-                        yield event
-        finally:
-            self._prompt_tokens -= sequence.prompt_tokens
-
-    def _take_up(self, sequence: Sequence, loaded: _Loaded, *, goes_on: bool) -> None:
-        """Count its prompt, before any pixel is touched. Alone, or as a part of an answer that has begun, it may be of
-        any length. Raises Overloaded."""
-        size, wanted = loaded.size, self._prompt_tokens + sequence.prompt_tokens
-        most = self._settings.max_queue_tokens or _QUEUED * size.slots * size.tokens
-        if self._prompt_tokens and wanted > most and not goes_on:
-            raise Overloaded(
-                f"the requests that run and wait have {self._prompt_tokens} tokens of prompt, and with this one's"
-                f" {sequence.prompt_tokens} they would have more than {most}; try again in a moment"
-                " (--max-queue-tokens)"
-            )
-        self._prompt_tokens = wanted
+        # Before any pixel is touched. It waits and is not refused: its place was given to it, and its media are open.
+        room = loaded.prompt_room.turn(request.caller, sequence.prompt_tokens)
+        async with room, self._turns.turn(request.caller):
+            await self._prepare(loaded.intake.look, sequence.prompt)
+            self._require_ready()
+            async with aclosing(self._run(loaded.loop, sequence)) as events:
+                async for event in events:
+                    yield event
 
     async def _run(self, loop: StepLoop, sequence: Sequence) -> AsyncGenerator[Event, None]:
         """The events of a sequence that is ready to run."""
@@ -219,7 +204,7 @@ class TorchEngine:
             # `close` first sets the state and then stops the loop that it finds: one of the two sees the other.
             if self._state == "dead":
                 raise StartError(f"{self._folder} was closed while it was loading")
-        except Exception as error:  # a thread's boundary: whoever waits for the start must hear of it
+        except BaseException as error:  # a thread's boundary: whoever waits for the start must hear of it
             if not isinstance(error, StartError):
                 log.exception("%s cannot be loaded", self._folder)
                 error = StartError(f"{self._folder} cannot be loaded: {' '.join(str(error).split())}")
@@ -228,7 +213,7 @@ class TorchEngine:
         events.call_soon_threadsafe(started.set_result, None)
         try:
             loaded.loop.run(lambda outbox: events.call_soon_threadsafe(self._deliver, outbox))
-        except Exception:  # the engine's boundary: no step can run any more, and callers must not wait for ever
+        except BaseException:  # the engine's boundary: no step can run any more, and callers must not wait for ever
             log.exception("the model's thread has died")
             events.call_soon_threadsafe(self._die)
 
@@ -272,4 +257,5 @@ class TorchEngine:
             "weights of %.2f GiB as %s on %s; %d answers at once, each with its prompt of at most %d tokens",
             memory.weights_bytes / 2**30, scheme or str(dtype).removeprefix("torch."), device, size.slots, size.tokens,
         )  # fmt: skip
-        return _Loaded(intake, loop, device, size, memory)
+        prompt_room = Turns(settings.max_queue_tokens or _QUEUED * size.slots * size.tokens)
+        return _Loaded(intake, prompt_room, loop, device, size, memory)

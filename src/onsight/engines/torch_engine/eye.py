@@ -25,7 +25,7 @@ class Seen:
     """The pictures that `sequence` waits for have features, or cannot have any (`broken` says why)."""
 
     sequence: Sequence
-    broken: Exception | None = None
+    broken: BaseException | None = None
 
 
 class Eye:
@@ -78,18 +78,18 @@ class Eye:
         for sequence in sequences:
             self._report(Seen(sequence, broken.get(sequence)))
 
-    def _broken(self, sequences: Rows[Sequence]) -> dict[Sequence, Exception]:
+    def _broken(self, sequences: Rows[Sequence]) -> dict[Sequence, BaseException]:
         """Encode all that these sequences have yet to read; those of them whose pictures cannot be encoded."""
         try:
             self.encode([span for sequence in sequences for span in sequence.unseen()])
             return {}
-        except Exception as error:  # the engine's boundary: whatever breaks concerns these requests only
+        except BaseException as error:  # the engine's boundary: whatever breaks concerns these requests only
             if len(sequences) == 1:
                 log.exception("a picture could not be encoded; its request fails with it")
                 return {sequences[0]: error}
             # One picture must not take its neighbours with it: find the culprit by looking at each request's alone.
             log.warning("encoding %d requests' pictures together failed; encoding each alone", len(sequences))
-        broken: dict[Sequence, Exception] = {}
+        broken: dict[Sequence, BaseException] = {}
         for sequence in sequences:
             broken.update(self._broken([sequence]))
         return broken

@@ -21,15 +21,18 @@ class OwnThread:
         self._thread.start()
 
     async def run(self, work: Callable[..., T], *given: Any) -> T:
-        """`work(*given)` on the thread; what it raises is raised. Not to be called after `close`."""
+        """`work(*given)` on the thread; what it raises is raised, a panic in Rust as RuntimeError: asyncio's own
+        signals are no `Exception` either. Not to be called after `close`."""
         made: Future[T] = Future()
 
         def order() -> None:
             if made.set_running_or_notify_cancel():
                 try:
                     made.set_result(work(*given))
-                except BaseException as error:  # noqa: BLE001 - it is raised where it was asked for
+                except Exception as error:  # noqa: BLE001 - it is raised where it was asked for
                     made.set_exception(error)
+                except BaseException as error:  # noqa: BLE001 - the same
+                    made.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
 
         self._orders.put(order)
         return await asyncio.wrap_future(made)

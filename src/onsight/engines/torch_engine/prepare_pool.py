@@ -28,13 +28,17 @@ class PreparePool:
 
     async def run(self, work: Callable[[_In], _Out], subject: _In) -> _Out:
         """`work(subject)` on one of the threads. Raises what it raises of ours, EngineFailed for anything else."""
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work, subject)
-        except RequestError:
-            raise
-        except Exception as error:  # the engine's boundary: whatever breaks concerns this request only
-            log.exception("a request could not be prepared")
-            raise failure_of(error) from None
+
+        def guarded() -> _Out:
+            try:
+                return work(subject)
+            except RequestError:
+                raise
+            except BaseException as error:  # the engine's boundary: whatever breaks concerns this request only
+                log.exception("a request could not be prepared")
+                raise failure_of(error) from None
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, guarded)
 
     def close(self) -> None:
         """Take nothing more; what runs goes on to its end."""

@@ -17,9 +17,10 @@ class TorchSettings:
     `max_model_len`: most tokens of prompt and answer together; None is the checkpoint's own limit, lowered when memory
     is short. `max_num_seqs`: requests that run at once, each in a slot of its own. `image_cache_bytes`: bound of the
     image feature cache. `kv_cache_tokens`: places for keys and values over all slots; None is what free memory holds.
-    `stall_s`: no step takes so long. `max_queue_tokens`: tokens of all prompts that run and wait; None is four times
-    what the key-value cache holds. `threads`: CPU threads of one forward; None is torch's own choice. `quantize`: bits
-    of the decoder's weights; "auto" is none, and int4 on a CPU where the weights would fill most of the free memory.
+    `stall_s`: no step takes so long. `max_queue_tokens`: tokens of all prompts that are prepared and run, the others
+    wait; None is four times what the key-value cache holds. `threads`: CPU threads of one forward; None is torch's own
+    choice. `quantize`: bits of the decoder's weights; "auto" is none, and int4 on a CPU where the weights would fill
+    most of the free memory.
     """
 
     device: DeviceChoice = "auto"

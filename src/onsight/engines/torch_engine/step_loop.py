@@ -1,4 +1,8 @@
-"""The loop that owns the model: takes requests in, runs step after step, and posts what each one brought."""
+"""The loop that owns the model: takes requests in, runs step after step, and posts what each one brought.
+
+What breaks is caught as BaseException: a panic in a library that is written in Rust (grammars, tokenizers) is no
+Exception, and no signal reaches this thread.
+"""
 
 from __future__ import annotations
 
@@ -127,7 +131,7 @@ class StepLoop:
             rows = [row for row, chunk in enumerate(chunks) if chunk.last]
             ended = [chunks[row].sequence for row in rows]
             choices = self._sampler.choose(logits[rows], ended) if rows else []
-        except Exception as error:  # the engine's boundary: whatever breaks concerns these requests only
+        except BaseException as error:  # the engine's boundary: whatever breaks concerns these requests only
             if len(chunks) == 1:
                 log.exception("a prompt could not be read; its request fails with it")
                 self._fail(chunks[0].sequence, error)
@@ -152,7 +156,7 @@ class StepLoop:
             return
         try:
             choices = self._sampler.choose(self._runner.decode(sequences), sequences)
-        except Exception as error:  # the engine's boundary: whatever breaks concerns these requests only
+        except BaseException as error:  # the engine's boundary: whatever breaks concerns these requests only
             if len(sequences) == 1:
                 log.exception("a step failed; its request fails with it")
                 self._fail(sequences[0], error)
@@ -179,7 +183,7 @@ class StepLoop:
             try:
                 text, reason = self._append(sequence, choice.token_id)
                 logprobs = () if choice.logprob is None or choice.token_id in self._ends else (self._name(choice),)
-            except Exception as error:  # the engine's boundary: a grammar or a text concerns its own request only
+            except BaseException as error:  # the engine's boundary: a grammar or a text concerns its own request only
                 log.exception("a token could not be taken; its request fails with it")
                 self._fail(sequence, error)
                 continue
