@@ -1,4 +1,4 @@
-"""Each promise of docs/security.md and docs/reliability.md names its tests, and they are there; no threat goes unanswered."""
+"""Each promise of docs/security.md and docs/reliability.md names its tests; each threat has its promise."""
 
 from __future__ import annotations
 
