@@ -48,6 +48,9 @@ log = logging.getLogger("onsight")
 _AT_WORK = 4
 """Media are opened for so many times the requests that an engine answers at once, so that it never waits for them."""
 
+_LAST_WORDS_S = 2.0
+"""How long requests that are cut have to end with an error event."""
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -273,6 +276,9 @@ async def listen_and_serve(site: Site, settings: Settings, ready: Callable[[str]
         loading.cancel()
         await asyncio.wait({serving, loading})
         await site.close()
+        # The engines told their requests that they are closed; these tell their clients before the loop is left.
+        if server.server_state.tasks:
+            await asyncio.wait(server.server_state.tasks, timeout=_LAST_WORDS_S)
 
 
 def listen_on(settings: Settings) -> socket.socket:
@@ -358,7 +364,8 @@ def loading_bar() -> Iterator[Progress]:
 
 
 class _JsonLines(logging.Formatter):
-    """Log records as one JSON object a line; JSON escapes line breaks, so that no value can forge a line."""
+    """Log records as one JSON object a line, with what they carry under `fields` as fields of their own; JSON in ASCII
+    escapes all line breaks, so that no value can forge a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -366,10 +373,11 @@ class _JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **record.__dict__.get("fields", {}),
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
+        return json.dumps(entry)
 
 
 def set_up_logging(settings: Settings) -> None:
