@@ -28,6 +28,7 @@ from benchmarks.report import ROOT, Aim, Cell, Report, Table, publish, quantile
 from benchmarks.screens import data_url, png, screens
 from benchmarks.server import RunningServer, model_folder, onsight, running
 from onsight.api.keys import new_key, write_keys
+from onsight.config import Settings
 from tests.media.clips import clip
 from tests.media.papers import paper
 
@@ -39,6 +40,7 @@ WARM_UP = 0.2
 """Share of the time after which memory should not grow any more."""
 MOST_GROWTH = 3.0
 HEALTH_MS = 50.0
+PLACES: int = Settings.model_fields["max_queue"].default
 
 KINDS = {"small": 30, "picture": 25, "leaving": 12, "bad": 13, "query": 10, "page": 6, "video": 3, "pdf": 1}
 """How often of each hundred requests each kind comes."""
@@ -46,13 +48,18 @@ KINDS = {"small": 30, "picture": 25, "leaving": 12, "bad": 13, "query": 10, "pag
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """One request as its client saw it. `status`: 0 where the client left first. `whole`: it was answered once."""
+    """One request as its client saw it. `status`: 0 where the client left first. `whole`: it was answered once.
+
+    `begun`: its answer had begun, so that it had been admitted. `ended_s`: when it was over, on the client's clock.
+    """
 
     kind: str
     id: str
     status: int
     seconds: float
+    ended_s: float
     whole: bool = True
+    begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +146,19 @@ class Crowd:
             "x-request-id": name,
             "authorization": f"Bearer {self._keys['small' if kind == 'small' else 'bulk']}",
         }
-        began_s = time.perf_counter()
+        began_s, begun = time.perf_counter(), False
         try:
-            async with asyncio.timeout(patience_s):
-                answer = await self._client.post(path, content=body, headers=headers)
+            async with (
+                asyncio.timeout(patience_s),
+                self._client.stream("POST", path, content=body, headers=headers) as answer,
+            ):
+                begun = answer.status_code == 200
+                await answer.aread()
             status, whole = answer.status_code, _is_whole(kind, answer)
         except TimeoutError:
             status, whole = 0, True
-        self.sent.append(Sent(kind, name, status, time.perf_counter() - began_s, whole))
+        ended_s = time.perf_counter()
+        self.sent.append(Sent(kind, name, status, ended_s - began_s, ended_s, whole, begun))
 
     async def in_turn(self, seconds: float) -> float:
         """Let some clients send one request after the other; requests a second that were done."""
@@ -230,10 +242,27 @@ def lines_of(log: str) -> Counter[str]:
     return Counter(re.findall(r"(?:request|refused) id=(\S+)", log))
 
 
+def is_lost(one: Sent, lines: int) -> bool:
+    """Whether it was answered not once, or its end is not told once in the log, as that of all that were admitted."""
+    return not one.whole or lines > 1 or ((one.status > 0 or one.begun) and lines != 1)
+
+
+def slowest_rate(sent: Sequence[Sent], parts: int = 10) -> float:
+    """Requests a second that gave a place back, answered or left, in the slowest of the run's `parts`."""
+    first_s = min(one.ended_s - one.seconds for one in sent)
+    # What ends after the last one was sent has the server to itself.
+    part_s = (max(one.ended_s - one.seconds for one in sent) - first_s) / parts
+    ends = Counter(int((one.ended_s - first_s) / part_s) for one in sent if one.status in (0, 200))
+    return max(1, min(ends[part] for part in range(parts))) / part_s
+
+
 def report(rate: float, share: float, sent: Sequence[Sent], memory: Memory, health_ms: list[float], log: str) -> Report:
     """What became of the requests, by kind, and what the server took."""
     told = lines_of(log)
-    lost = [one for one in sent if not one.whole or (one.status and told[one.id] != 1) or told[one.id] > 1]
+    lost = [one for one in sent if is_lost(one, told[one.id])]
+    left = [one for one in sent if one.status == 0]
+    slowest = slowest_rate(sent)
+    small = [one.seconds for one in sent if one.kind == "small" and one.status == 200] or [0.0]
     broken = [one for one in sent if one.status >= 500]
     rows: list[tuple[Cell, ...]] = []
     for kind in KINDS:
@@ -248,6 +277,7 @@ def report(rate: float, share: float, sent: Sequence[Sent], memory: Memory, heal
         Aim("answers of 5xx", 0, len(broken), ""),
         Aim("requests answered not once, or twice told in the log", 0, len(lost), ""),
         Aim(f"growth of memory after {WARM_UP:.0%} of the time", MOST_GROWTH, growth, "%"),
+        Aim("p99 of small requests beside large ones", PLACES / slowest, quantile(small, 0.99), "s"),
         Aim("/health p99", HEALTH_MS, quantile(health_ms, 0.99), "ms"),
     )
     columns = ("kind", "sent", "answers", "p50 of 200, s", "p95, s", "p99, s")
@@ -265,7 +295,13 @@ def report(rate: float, share: float, sent: Sequence[Sent], memory: Memory, heal
         "Peek's weights answer under SmolVLM2's card, so that videos are seen; Leaf makes the vectors. `small` requests"
         " come with a key of their own, all others with another; their callers take turns.",
         "Each request has an id of its own: an answer of 200 must be whole and end once, and the server's log must have"
-        " one line for it. `/health` was asked by another process, on a new connection each time, every 10 ms.",
+        " one line for it, also where its client left in the middle of it; who left earlier may not have been heard. Of"
+        f" {len(left)} that left, {sum(one.begun for one in left)} had begun to read and"
+        f" {sum(told[one.id] == 1 for one in left)} have their line.",
+        f"The bound on small requests is {PLACES} places in the queue times {1 / slowest:.2f} s, what each took in the"
+        " slowest tenth of the run: an accepted request has fewer than all places before it, and callers take turns, so"
+        " that none should wait for longer than the whole queue takes, however large the others' requests are.",
+        "`/health` was asked by another process, on a new connection each time, every 10 ms.",
         "The server and all clients share the machine's cores, and other work ran beside them where the load average"
         " below is above their number: latencies are those of that machine.",
     )

@@ -90,6 +90,24 @@ async def test_what_never_ends_is_cut_when_its_time_is_over(monkeypatch: pytest.
         writer.close()
 
 
+def test_in_a_log_of_json_the_figures_of_a_request_are_fields() -> None:
+    with served("--engine", "fake", ONSIGHT_LOG_FORMAT="json") as server:
+        answered = httpx.post(server.url + "/v1/chat/completions", json=ask("hello", max_tokens=3))
+        refused = httpx.post(server.url + "/v1/chat/completions", json=ask("hello", no_such_field=1))
+        unknown = httpx.post(server.url + "/v1/chat/completions", json=ask("hello", model="a\u2028b"))
+        assert server.stop() == 0
+    assert all(line.isascii() for line in server.lines)
+    told = {entry.get("request_id"): entry for entry in map(json.loads, server.lines)}
+    whole = told[answered.headers["x-request-id"]]
+    assert {name: whole[name] for name in ("task", "model", "tokens_in", "tokens_out", "reason")} == {
+        "task": "chat", "model": answered.json()["model"], "tokens_in": 1, "tokens_out": 3, "reason": "length"
+    }  # fmt: skip
+    assert 0 <= whole["seconds"] < 60
+    short = told[refused.headers["x-request-id"]]
+    assert (short["status"], short["reason"], short["path"]) == (400, "unknown_field", "/v1/chat/completions")
+    assert told[unknown.headers["x-request-id"]]["reason"] == "model_not_found"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -55,6 +55,8 @@ _OPEN_FILES = 65_536
 """Enough for any number of connections; where there is no bound, some systems want one named."""
 _LAST_BYTES_S = 5
 """After the last running answer, connections have at least so long for what is still on its way."""
+_LAST_WORDS_S = 2.0
+"""How long requests that are cut have to end with an error event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +304,9 @@ async def listen_and_serve(site: Site, settings: Settings, ready: Callable[[str]
         loading.cancel()
         await asyncio.wait({serving, loading})
         await site.close()
+        # The engines told their requests that they are closed; these tell their clients before the loop is left.
+        if server.server_state.tasks:
+            await asyncio.wait(server.server_state.tasks, timeout=_LAST_WORDS_S)
 
 
 def listen_on(settings: Settings) -> socket.socket:
@@ -402,7 +407,8 @@ def loading_bar() -> Iterator[Progress]:
 
 
 class _JsonLines(logging.Formatter):
-    """Log records as one JSON object a line; JSON escapes line breaks, so that no value can forge a line."""
+    """Log records as one JSON object a line, with what they carry under `fields` as fields of their own; JSON in ASCII
+    escapes all line breaks, so that no value can forge a line."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {
@@ -410,10 +416,11 @@ class _JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **record.__dict__.get("fields", {}),
         }
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(entry, ensure_ascii=False)
+        return json.dumps(entry)
 
 
 def set_up_logging(settings: Settings) -> None:

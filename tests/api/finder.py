@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
@@ -24,13 +25,15 @@ def middle(start: Point, stop: Point) -> Point:
 
 @dataclass
 class Finder:
-    """`resize`: the size in which it sees a picture of a given size. `asked`: the requests that came."""
+    """`resize`: the size in which it sees a picture of a given size. `asked`: the requests that came. `step_s`: pause
+    before each answer."""
 
     convention: Convention
     resize: Callable[[Size], Size]
     words: Words
     asked: list[GenerateRequest] = field(default_factory=list)
     context_tokens: int = 4096
+    step_s: float = 0.0
 
     async def start(self) -> None: ...
 
@@ -47,6 +50,7 @@ class Finder:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         self.asked.append(request)
+        await asyncio.sleep(self.step_s)
         images = [image for message in request.messages for image in message.images]
         views = tuple(View(image.size, self.resize(image.size)) for image in images)
         said = ""

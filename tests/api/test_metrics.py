@@ -40,6 +40,7 @@ async def test_an_answered_request_is_counted(bench: Bench) -> None:
     assert metrics["onsight_num_requests_waiting", ""] == 0
     assert metrics["onsight_queue_places", ""] == 8
     assert metrics["onsight_engine_ready", ""] == 1
+    assert metrics["onsight_engine_step_requests_total", ""] == metrics["onsight_engine_steps_total", ""] == 5 + 21
 
 
 async def test_an_answer_that_calls_is_no_failure(bench: Bench) -> None:

@@ -29,7 +29,8 @@ async def test_an_answered_request_is_one_line(bench: Bench, caplog: pytest.LogC
     (line,) = lines(caplog)
     assert re.fullmatch(
         rf"request id={response.headers['x-request-id']} caller=127.0.0.1 task=chat model=fake images=0 videos=0"
-        r" tokens_in=2 cached=0 tokens_out=5 first_token_ms=\d+\.\d tokens_per_s=\d+\.\d reason=length",
+        r" tokens_in=2 cached=0 tokens_out=5 first_token_ms=\d+\.\d tokens_per_s=\d+\.\d"
+        r" seconds=\d+\.\d+ reason=length",
         line,
     )
 

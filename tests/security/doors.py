@@ -6,6 +6,7 @@ notes what it made vectors of, and a network that is written down.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import html
 import struct
@@ -14,7 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import gradio as gr
 import httpx
+from starlette.requests import HTTPConnection
 
 from onsight.api.app import ApiSettings, Services, create_app
 from onsight.api.metrics import Metrics
@@ -25,15 +28,17 @@ from onsight.hosts.runpod import Worker
 from onsight.media.door import MediaDoor
 from onsight.media.uploads import Uploads
 from onsight.models.card import ModelCard, Prompt
-from onsight.tasks.admission import Admission
+from onsight.tasks.admission import Admission, QueueLimits
 from onsight.tasks.chat import Chat
 from onsight.tasks.embed import Embed
 from onsight.tasks.roster import Loaded, LoadedEmbedder, Roster
 from onsight.ui.captions_tab import CaptionsTab
 from onsight.ui.chat_tab import ChatTab
 from onsight.ui.desk import Desk, Workplace
+from onsight.ui.locate_tab import LocateTab
 from onsight.ui.ocr_tab import OcrTab
 from onsight.ui.region_tab import RegionTab
+from onsight.ui.search_tab import SearchTab
 from onsight.ui.words import load_words
 from tests.api.conftest import Bench
 from tests.api.finder import Finder
@@ -69,8 +74,12 @@ class NotingPages(Counting):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Text | Image] = []
+        self.callers: set[str] = set()
+        self.step_s = 0.0
 
     async def embed(self, one: Text | Image, caller: str = "") -> Embedding:
+        await asyncio.sleep(self.step_s)
+        self.callers.add(caller)
         self.seen.append(one)
         if isinstance(one, Image):
             return Embedding(struct.pack("2f", one.width, one.height), 2, 1, ImageSpan(1, 1, 1))
@@ -80,7 +89,12 @@ class NotingPages(Counting):
 class House:
     """All of the application, and what is known of what went in. `network`: what every fetch was answered."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: ApiSettings = ApiSettings(),  # noqa: B008 (frozen)
+        limits: QueueLimits = QueueLimits(),  # noqa: B008 (frozen)
+    ) -> None:
         self.engine, self.pages = Finder("0..1000", square, pair), NotingPages()
         self.network = Network(redirect(f"http://{METADATA}/latest/meta-data/"))
         names = Names(
@@ -92,13 +106,13 @@ class House:
         # As the operating system reads numbers that no address is written as.
         names.answers |= {"2130706433": [["127.0.0.1"]], "0x7f.1": [["127.0.0.1"]]}
         self.door = MediaDoor(resolver=names, network=self.network)
-        self.admission = Admission(8)
+        self.admission = Admission(8, limits)
         roster = Roster(
             [Loaded(("looker",), SIGHT, self.engine, 0)], [LoadedEmbedder(("pages",), PAGES_CARD, self.pages, 0)]
         )
         metrics = Metrics(roster, self.admission, self.door.decoded.cache)
         chat, embed = Chat(roster, self.door, self.admission), Embed(roster, self.door, self.admission)
-        app = create_app(Services(roster, chat, embed, self.admission, metrics), ApiSettings())
+        app = create_app(Services(roster, chat, embed, self.admission, metrics), settings)
         self.bench = Bench(app, self.engine, self.admission, metrics, self.door)  # type: ignore[arg-type]
         self.folder = folder
         self.desk = Desk(
@@ -156,7 +170,10 @@ Show = Callable[[House, Given, str], Awaitable[Said]]
 
 @dataclass(frozen=True)
 class Door:
-    """`urls`: it takes those too. `texts`: a text goes along. `videos`: they may come in."""
+    """`path`: of a route; `tab`: of the page, by the capability that it is for. `urls`: it takes those too.
+
+    `texts`: a text goes along. `videos`: they may come in.
+    """
 
     name: str
     show: Show
@@ -164,6 +181,7 @@ class Door:
     urls: bool = True
     texts: bool = True
     videos: bool = False
+    tab: str | None = None
 
 
 def _url(given: Given, media_type: str = "image/png") -> str:
@@ -248,6 +266,17 @@ async def _region_tab(house: House, given: Given, text: str) -> Said:
     return await _last(RegionTab(house.desk).describe(house.upload(given), "0,0,4,4"))
 
 
+async def _locate_tab(house: House, given: Given, text: str) -> Said:
+    assert isinstance(given, bytes)
+    asked = gr.Request(HTTPConnection({"type": "http", "path": "/", "headers": [(b"host", b"onsight")]}))
+    return await _last(LocateTab(house.desk).find(house.upload(given), text, "point", False, asked))
+
+
+async def _search_tab(house: House, given: Given, text: str) -> Said:
+    assert isinstance(given, bytes)
+    return await _last(SearchTab(house.desk).find([house.upload(given)], text))
+
+
 async def _captions_tab(house: House, given: Given, text: str) -> Said:
     assert isinstance(given, bytes)
     return await _last(CaptionsTab(house.desk).caption_all([house.upload(given)], "normal"))
@@ -279,10 +308,12 @@ DOORS = (
     Door("embed images", _form("/embed/images", "files"), "/embed/images", urls=False, texts=False),
     Door("infer", _posted("/infer", _infer), "/infer", urls=False),
     Door("infer form", _form("/infer"), "/infer", urls=False, texts=False),
-    Door("page's chat", _chat_tab, urls=False, videos=True),
-    Door("page's text", _ocr_tab, urls=False, texts=False),
-    Door("page's region", _region_tab, urls=False, texts=False),
-    Door("page's captions", _captions_tab, urls=False, texts=False),
+    Door("page's chat", _chat_tab, urls=False, videos=True, tab="chat"),
+    Door("page's text", _ocr_tab, urls=False, texts=False, tab="ocr"),
+    Door("page's region", _region_tab, urls=False, texts=False, tab="describe"),
+    Door("page's captions", _captions_tab, urls=False, texts=False, tab="caption"),
+    Door("page's places", _locate_tab, urls=False, tab="locate"),
+    Door("page's search", _search_tab, urls=False, tab="embed"),
     Door("RunPod's chat", _through_runpod(_messages), videos=True),
     Door("RunPod's picture", _through_runpod(lambda given, text: {"image": _url(given), "text": text})),
     Door(

@@ -11,6 +11,7 @@ import pytest
 from fastapi.routing import APIRoute
 from PIL import Image as Pillow
 
+from onsight.ui.layout import _TABS
 from tests.media.clips import clip, gif
 from tests.media.pictures import encoded, plain
 from tests.media.test_image import big_gif, big_webp, png_of_zeros, square_tiff
@@ -57,6 +58,10 @@ def test_every_route_that_reads_a_body_is_a_door_or_takes_no_picture(house: Hous
         if isinstance(route, APIRoute) and "POST" in (route.methods or ())
     }
     assert posts == {door.path for door in DOORS if door.path is not None} | NO_MEDIA
+
+
+def test_every_tab_of_the_page_is_a_door() -> None:
+    assert set(_TABS) == {door.tab for door in DOORS if door.tab is not None}
 
 
 INSIDE = {

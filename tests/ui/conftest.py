@@ -18,7 +18,7 @@ from onsight.media.door import MediaDoor
 from onsight.media.uploads import Uploads
 from onsight.models.card import ModelCard, Prompt, find_card
 from onsight.models.hub import locate_model
-from onsight.tasks.admission import Admission
+from onsight.tasks.admission import Admission, QueueLimits
 from onsight.tasks.chat import Chat
 from onsight.tasks.embed import Embed
 from onsight.tasks.record import Record
@@ -77,6 +77,7 @@ def furnished(
     engine: ChatEngine | None = None,
     script: FakeScript = FakeScript(),  # noqa: B008 (frozen)
     places: int = 8,
+    limits: QueueLimits = QueueLimits(),  # noqa: B008 (frozen)
     finds: EmbedEngine | None = None,
 ) -> Office:
     """An office whose uploads are in `folder`; `engine` or `script` says how answers are made, and `finds`, an engine
@@ -87,7 +88,7 @@ def furnished(
             engine.start().send(None)
     embedders = [] if finds is None else [LoadedEmbedder(("leaf",), LEAF_CARD, finds, 0)]
     roster = Roster([Loaded(("fake",), CARD, engine, 0)], embedders)
-    admission, door = Admission(places), MediaDoor()
+    admission, door = Admission(places, limits), MediaDoor()
     doors.append(door)
     records: list[Record] = []
     kept = (records.append,)

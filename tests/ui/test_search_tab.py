@@ -20,6 +20,8 @@ from training.pages import FAMILY, draw_page
 
 pytest.importorskip("gradio")
 
+from onsight.tasks.admission import QueueLimits
+from onsight.ui.desk import CALLER
 from onsight.ui.search_tab import SearchTab
 
 Furnish = Callable[..., Office]
@@ -144,6 +146,44 @@ async def test_a_full_queue_is_told(furnish: Furnish, watched: Watched) -> None:
     uploads = upload_pages(office)
     with office.admission.place():
         assert "The server is busy" in (await last(SearchTab(office.desk).find(uploads, "what")))[-1]
+
+
+async def test_all_of_a_search_is_asked_by_the_page(furnish: Furnish, watched: Watched) -> None:
+    office = furnish(finds=watched)
+    await last(SearchTab(office.desk).find(upload_pages(office), QUESTION.text))
+    assert {record.caller for record in office.records} == {CALLER}
+
+
+async def test_pages_that_are_found_are_opened_within_the_bound_on_pixels(furnish: Furnish, watched: Watched) -> None:
+    office = furnish(finds=watched, limits=QueueLimits(pixels=10**6))
+    tab, uploads = SearchTab(office.desk), upload_pages(office)
+    await last(tab.find(uploads, QUESTION.text))
+    with office.admission.pixels() as hold:
+        hold(10**6)
+        # The vectors are known; only to be shown would the pages have to be opened.
+        _, best, table, problem = await last(tab.find(uploads, QUESTION.text))
+    assert (best, len(rows(table))) == ("", 4)
+    assert "The server is busy" in problem
+    assert office.admission.pixels_held == 0
+
+
+async def test_a_page_that_opens_too_slowly_ends_in_time(
+    furnish: Furnish, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    office = furnish(finds=watched)
+    tab, uploads = SearchTab(office.desk), upload_pages(office)
+    await last(tab.find(uploads, QUESTION.text))
+
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(office.desk.place.door, "open_pages", never)
+    monkeypatch.setattr(office.admission, "_limits", QueueLimits(timeout_s=2))
+    async with asyncio.timeout(20):
+        _, best, table, problem = await last(tab.find(uploads, QUESTION.text))
+    assert (best, len(rows(table))) == ("", 4)
+    assert problem
+    assert office.admission.taken == 0
 
 
 async def test_closing_a_search_frees_its_place(furnish: Furnish, watched: Watched) -> None:

@@ -22,6 +22,7 @@ from onsight.api.connection import ClientLeft
 from onsight.api.errors import Envelope, InternalError, error_body, error_response
 from onsight.api.request_log import log_refusal
 from onsight.api.sse import MEDIA_TYPE, event
+from onsight.api.traces import remember_trace
 from onsight.core.errors import OutOfMemory, RequestError, TimedOut
 
 _log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Boundary:
             await self._app(scope, receive, send)
             return
         exchange = _Exchange(Headers(scope=scope), receive, send)
+        remember_trace(scope)
         scope.setdefault("state", {}).update(request_id=exchange.id, taken_up=False)
         try:
             await self._app(scope, exchange.receive, exchange.send)
@@ -74,10 +76,10 @@ class Boundary:
         except RequestError as error:
             await self._answer(error, scope, exchange)
         except MemoryError:
-            _log.exception("request %s was left without memory", exchange.id)
+            _log.exception("request %s was left without memory", exchange.id, extra=exchange.named)
             await self._answer(OutOfMemory(), scope, exchange)
         except Exception:  # noqa: BLE001 (the boundary)
-            _log.exception("request %s failed", exchange.id)
+            _log.exception("request %s failed", exchange.id, extra=exchange.named)
             await self._answer(
                 InternalError(f"something went wrong on our side; the server's log has it under request {exchange.id}"),
                 scope,
@@ -105,6 +107,7 @@ class _Exchange:
     def __init__(self, headers: Headers, receive: Receive, send: Send) -> None:
         given = headers.get("x-request-id", "")
         self.id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        self.named = {"fields": {"request_id": self.id}}
         self.started = False
         self.is_stream = False
         self._receive = receive

@@ -16,10 +16,11 @@ _SAID = {
     429: "The queue is full, or one caller asks too often; try again after `retry-after` seconds",
     500: "Something went wrong on our side; the log has it under the answer's `x-request-id`",
     503: "Loading, stopping or dead, or too many bodies at once; try again after `retry-after` seconds",
+    504: "The answer was not whole in the time that a request may take; the same request would take as long again",
 }
 _WAITS = frozenset((429, 503))
 _ALL = frozenset((401, 403, 429, 500))
-_POST = frozenset((400, 404, 408, 413, 415, 503))
+_POST = frozenset((400, 404, 408, 413, 415, 503, 504))
 _OF_ROUTE = {
     "/v1/locate": frozenset((422,)),
     "/v1/ocr": frozenset((422,)),
@@ -40,6 +41,9 @@ def describe_errors(described: dict[str, Any]) -> None:
         for method, operation in item.items():
             answers = operation["responses"]
             error = answers.pop("default")
+            # FastAPI gives it the type of the route's good answers.
+            (content,) = error["content"].values()
+            error["content"] = {"application/json": content}
             statuses = _ALL | _OF_ROUTE.get(path, frozenset()) | (_POST if method == "post" else frozenset())
             for status in sorted(statuses - ({401} if path in _OPEN else set())):
                 answers.setdefault(str(status), error | {"description": _SAID[status]} | _headers(status))

@@ -89,8 +89,8 @@ class Metrics:
         self._success.labels(model, record.reason).inc()
         if record.tokens_per_s is not None:
             self._each.labels(model).observe(1 / record.tokens_per_s)
-        if record.ended_s is not None:
-            self._whole.labels(model).observe(record.ended_s - record.began_s)
+        if record.seconds is not None:
+            self._whole.labels(model).observe(record.seconds)
 
     def render(self) -> bytes:
         """Everything, in Prometheus' text format."""
@@ -127,6 +127,12 @@ class _Gauges(Collector):
             "prefix_cached_tokens", "Prompt tokens reused.", statuses, lambda s: s.prefix_cached_tokens_total
         )
         yield _counter("engine_steps", "Steps that the engine has made.", statuses, lambda s: s.steps_total)
+        yield _counter(
+            "engine_step_requests",
+            "Requests in those steps, counted in each: over the steps, how many share one. 0 before other servers.",
+            statuses,
+            lambda s: s.step_requests_total,
+        )
         queue = self._admission
         yield GaugeMetricFamily("onsight_queue_places", "Places in the queue.", queue.places)
         yield GaugeMetricFamily("onsight_queue_places_taken", "Places that are taken.", queue.taken)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Mapping
 
+from onsight.api.errors import status_of
 from onsight.core.errors import RequestError
 from onsight.tasks.record import Record
 
@@ -16,40 +18,55 @@ _PLAIN = re.compile(r"[\w./:@+-]{1,200}", re.ASCII)
 
 def log_request(record: Record) -> None:
     """Tell what an ended request cost; `cached` of `tokens_in` were reused. A `Bookkeeper`."""
-    _log.info(
-        "request id=%s caller=%s task=%s model=%s images=%d videos=%d tokens_in=%d cached=%d tokens_out=%d"
-        " first_token_ms=%s tokens_per_s=%s reason=%s",
-        _value(record.request_id),
-        _value(record.caller),
-        _value(record.task),
-        _value(record.model),
-        record.images,
-        record.videos,
-        record.prompt_tokens,
-        record.cached_tokens,
-        record.completion_tokens,
-        _number(record.first_token_ms),
-        _number(record.tokens_per_s),
-        _value(record.reason),
+    _tell(
+        "request",
+        {
+            "request_id": record.request_id,
+            "caller": record.caller,
+            "task": record.task,
+            "model": record.model,
+            "images": record.images,
+            "videos": record.videos,
+            "tokens_in": record.prompt_tokens,
+            "cached": record.cached_tokens,
+            "tokens_out": record.completion_tokens,
+            "first_token_ms": _rounded(record.first_token_ms, 1),
+            "tokens_per_s": _rounded(record.tokens_per_s, 1),
+            "seconds": _rounded(record.seconds, 3),
+            "reason": record.reason,
+        },
     )
 
 
 def log_refusal(request_id: str, caller: str, method: str, path: str, error: RequestError) -> None:
     """Tell which request was refused before any task took it up."""
-    _log.info(
-        "refused id=%s caller=%s method=%s path=%s reason=%s",
-        _value(request_id),
-        _value(caller),
-        _value(method),
-        _value(path),
-        _value(error.code),
+    _tell(
+        "refused",
+        {
+            "request_id": request_id,
+            "caller": caller,
+            "method": method,
+            "path": path,
+            "status": status_of(error)[0],
+            "reason": error.code,
+        },
     )
 
 
-def _value(text: str) -> str:
-    """`text`, quoted and escaped unless it is plain, so that no line break in it begins a forged line."""
-    return text if _PLAIN.fullmatch(text) else json.dumps(text[:200])
+def _tell(what: str, fields: Mapping[str, str | float | None]) -> None:
+    """One line of words; where the log is JSON, `fields` are fields there too."""
+    shown = " ".join(f"{'id' if name == 'request_id' else name}={_shown(value)}" for name, value in fields.items())
+    _log.info("%s %s", what, shown, extra={"fields": dict(fields)})
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+def _shown(value: str | float | None) -> str:
+    """Text is quoted and escaped unless it is plain, so that no line break in it begins a forged line."""
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value if _PLAIN.fullmatch(value) else json.dumps(value[:200])
+    return str(value)
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from contextvars import ContextVar
+from types import MappingProxyType
 from typing import get_args
+
+from starlette.types import Scope
 
 from onsight import __version__
 from onsight.core.errors import StartError
 from onsight.core.generation import FinishReason
 from onsight.tasks.record import Record
+
+_TRACE_HEADERS = frozenset((b"traceparent", b"tracestate"))
+_caller: ContextVar[Mapping[str, str]] = ContextVar("caller", default=MappingProxyType({}))
+"""What the request at hand says of its caller's trace: every task that works for it inherits this."""
+
+
+def remember_trace(scope: Scope) -> None:
+    """Note which trace a request belongs to, if its caller says so (W3C's `traceparent`), for the span that it gets."""
+    told = {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in _TRACE_HEADERS}
+    _caller.set(told)
 
 
 class Traces:
@@ -32,8 +47,9 @@ class Traces:
         self._tracer = self._provider.get_tracer("onsight", __version__)
 
     def record(self, record: Record) -> None:
-        """Tell of an ended request: no word of what it said or saw."""
+        """Tell of an ended request, in its caller's trace if it has one: no word of what it said or saw."""
         from opentelemetry.trace import SpanKind, StatusCode
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         ahead_ns = time.time_ns() - time.monotonic_ns()
 
@@ -42,6 +58,7 @@ class Traces:
 
         span = self._tracer.start_span(
             f"{record.task} {record.model}",
+            context=TraceContextTextMapPropagator().extract(_caller.get()),
             kind=SpanKind.SERVER,
             start_time=wall_ns(record.began_s),
             attributes={

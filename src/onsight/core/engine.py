@@ -41,7 +41,8 @@ class EngineStatus:
     """What `/health`, `/ready` and `/metrics` may say about an engine; reading it never waits for the engine.
 
     `kv_used_tokens` of `kv_total_tokens` places in the key-value cache hold live sequences. The `*_total` counters
-    only grow. `memory` is None for an engine that holds no model itself, and until it is loaded.
+    only grow; `step_requests_total` counts a request in each of its steps, and stays 0 where another program makes
+    them. `memory` is None for an engine that holds no model itself, and until it is loaded.
     """
 
     state: EngineState
@@ -56,6 +57,7 @@ class EngineStatus:
     prefix_cached_tokens_total: int = 0
     prompt_tokens_total: int = 0
     steps_total: int = 0
+    step_requests_total: int = 0
     detail: str = ""
     memory: MemoryUse | None = None
 

@@ -72,6 +72,7 @@ class FakeEngine:
             running=self._running,
             prompt_tokens_total=self._prompt_tokens_total,
             steps_total=self._steps_total,
+            step_requests_total=self._steps_total,
             detail="the fake engine has no model",
         )
 

@@ -77,6 +77,11 @@ class Record:
         return self.opened_s - self.turn_s
 
     @property
+    def seconds(self) -> float | None:
+        """How long it took; None until it has ended."""
+        return None if self.ended_s is None else self.ended_s - self.began_s
+
+    @property
     def first_token_ms(self) -> float | None:
         return None if self.first_token_s is None else (self.first_token_s - self.began_s) * 1000
 

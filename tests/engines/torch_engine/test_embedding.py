@@ -151,6 +151,7 @@ async def test_many_at_once_get_what_each_gets_alone(running: Running, model: Co
     status = running.engine.status()
     assert status.prompt_tokens_total == sum(made.rows for made in together)
     assert status.steps_total == len(running.model.batches) - 1
+    assert status.step_requests_total == len(inputs)
 
 
 async def test_queries_wait_for_one_batch_of_pages_at_most(running: Running) -> None:

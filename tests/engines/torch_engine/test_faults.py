@@ -171,6 +171,16 @@ async def test_a_panic_while_it_loads_is_one_sentence(smolvlm: Path) -> None:
     await engine.close()
 
 
+async def test_requests_are_counted_in_each_step_that_they_share(smolvlm: Path, start: StartEngine) -> None:
+    engine = await start(smolvlm, max_num_seqs=2)
+    made = await asyncio.gather(*(answer(engine, asking(turn(f"story {n}"), max_tokens=30)) for n in range(2)))
+    await idle(engine)
+    status = engine.status()
+    # Each token of an answer is a step of its request, the first one that which read the prompt.
+    assert status.step_requests_total == sum(one.usage.completion_tokens for one in made)
+    assert status.steps_total < status.step_requests_total
+
+
 async def test_leaving_frees_the_slot_for_the_next_in_line(smolvlm: Path, start: StartEngine) -> None:
     engine = await start(smolvlm, max_num_seqs=1)
     async with aclosing(engine.generate(asking(turn("a long story"), max_tokens=800))) as story:

@@ -40,6 +40,17 @@ def says(*sent: bytes) -> Play:
     return play
 
 
+def slowly(pause_s: float, *sent: bytes) -> Play:
+    """Sends these bytes with a pause after each, and closes."""
+
+    async def play(writer: asyncio.StreamWriter) -> None:
+        for part in sent:
+            await says(part)(writer)
+            await asyncio.sleep(pause_s)
+
+    return play
+
+
 def answers(status: int, body: object = "") -> Play:
     """Answers with that status and body."""
     text = (body if isinstance(body, str) else json.dumps(body)).encode()
@@ -56,7 +67,7 @@ def drops() -> Play:
 
 @dataclass
 class Scripted:
-    """Plays `plays` one after another, then `GOOD` ones. `bodies`: what was asked; `left`: how often a client left.
+    """Plays `plays` one after another, then `usual` ones. `bodies`: what was asked; `left`: how often a client left.
 
     `pages`: what other routes answer, by their path.
     """
@@ -69,6 +80,7 @@ class Scripted:
     models_status: int = 200
     left: int = 0
     pages: dict[str, Play] = field(default_factory=dict)
+    usual: Play = GOOD
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One connection, one request."""
@@ -83,7 +95,7 @@ class Scripted:
                 await answers(self.models_status, {"data": [model]})(writer)
             else:
                 self.bodies.append(json.loads(body))
-                await (self.plays.pop(0) if self.plays else GOOD)(writer)
+                await (self.plays.pop(0) if self.plays else self.usual)(writer)
         except ConnectionError:
             self.left += 1
         finally:

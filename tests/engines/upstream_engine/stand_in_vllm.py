@@ -6,21 +6,22 @@ import argparse
 import asyncio
 import os
 
-from tests.engines.upstream_engine.scripted import GOOD, Scripted
+from tests.engines.upstream_engine.scripted import GOOD, HEAD, Scripted, ending, piece, slowly
 
 POISON = "poison"
 """A request with this word in it ends the program."""
 
 
-async def serve(socket: str, model: str, owner: str = "vllm") -> None:
+async def serve(socket: str, model: str, owner: str = "vllm", pause_s: float = 0.0) -> None:
     """Answer until killed."""
+    usual = slowly(pause_s, HEAD + piece("Hello"), piece(" you"), ending()) if pause_s else GOOD
     scripted = Scripted(owner=owner, model=model)
 
     async def play(writer: asyncio.StreamWriter) -> None:
         if POISON in str(scripted.bodies[-1]):
             os._exit(7)
         scripted.plays.append(play)
-        await GOOD(writer)
+        await usual(writer)
 
     scripted.plays.append(play)
     server = await asyncio.start_unix_server(scripted.serve, socket)
@@ -32,9 +33,10 @@ def main() -> None:
     parser.add_argument("command", choices=["serve"])
     parser.add_argument("model")
     parser.add_argument("--uds", required=True)
+    parser.add_argument("--pause-s", type=float, default=0.0, help="after each piece of an answer")
     options, rest = parser.parse_known_args()
     print(f"this is no vLLM but a stand-in for tests; it was given {' '.join(rest)}", flush=True)
-    asyncio.run(serve(options.uds, options.model))
+    asyncio.run(serve(options.uds, options.model, pause_s=options.pause_s))
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class TorchEmbedEngine:
         self._working: asyncio.Task[None] | None = None
         self._live: set[Asked] = set()
         self._pulse = Pulse()
-        self._running = self._preparing = self._batches = self._tokens = 0
+        self._running = self._preparing = self._batches = self._batched = self._tokens = 0
 
     @property
     def context_tokens(self) -> int:
@@ -136,6 +136,7 @@ class TorchEmbedEngine:
             waiting=self._preparing + len(self._loaded.queue),
             prompt_tokens_total=self._tokens,
             steps_total=self._batches,
+            step_requests_total=self._batched,
             memory=self._loaded.memory,
         )
 
@@ -190,6 +191,7 @@ class TorchEmbedEngine:
             self._running = 0
             self._pulse.beat(busy=False)
             self._batches += 1
+            self._batched += len(batch)
             for asked, embedding in zip(batch, made, strict=True):
                 if asked.made.done():  # its caller has left
                     continue

@@ -54,7 +54,7 @@ class StepLoop:
         self._outbox: Outbox = []
         self._stopping = False
         self.pulse = Pulse()
-        self._steps = self._prompt_tokens = self._cached_tokens = 0
+        self._steps = self._step_requests = self._prompt_tokens = self._cached_tokens = 0
         self.status = EngineStatus("ready", "")
 
     def submit(self, sequence: Sequence) -> None:
@@ -117,6 +117,7 @@ class StepLoop:
         if batch.decode:
             self._decode(batch.decode)
         self._steps += bool(batch.prefill or batch.decode)
+        self._step_requests += len(batch.prefill) + len(batch.decode)
         self._publish(post)
 
     def _publish(self, post: Callable[[Outbox], object]) -> None:
@@ -233,4 +234,5 @@ class StepLoop:
             prefix_cached_tokens_total=self._cached_tokens,
             prompt_tokens_total=self._prompt_tokens,
             steps_total=self._steps,
+            step_requests_total=self._step_requests,
         )
