@@ -17,7 +17,7 @@ from onsight.engines.torch_engine.families.colqwen import ColQwen
 from tests.embedders import png, served_embedder
 from tests.engines.torch_engine.embedding import ASKED, BLUE, GREEN, RED, embed, farthest, load, vectors
 from tests.media import pictures
-from tests.media.papers import encrypted, paper
+from tests.media.papers import encrypted, paper, with_bad_pages
 from tests.media.pictures import data_url
 from tests.tiny_colqwen import write_colqwen
 from tests.tiny_models import draw
@@ -204,6 +204,22 @@ def test_one_bad_page_is_reported_in_its_place_and_the_others_come(asking: Askin
     raw = asking.post("/v1/embeddings", body, accept="application/octet-stream").content
     entries = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["data"]
     assert ["error" in entry for entry in entries] == [False, True, False, True]
+
+
+def test_a_bad_page_of_a_pdf_is_reported_in_its_place(asking: Asking) -> None:
+    inputs = [part(data_url(with_bad_pages(), "application/pdf"))]
+    whole = asking.embed(*inputs)["data"]
+    lines = asking.post("/v1/embeddings", {"input": inputs}, accept="application/x-ndjson").text.splitlines()
+    raw = asking.post("/v1/embeddings", {"input": inputs}, accept="application/octet-stream").content
+    entries = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["data"]
+    for data in (whole, [json.loads(line) for line in lines[:-1]], entries):
+        assert [(one["index"], one["page"], "error" in one) for one in data] == [  # type: ignore[attr-defined]
+            (0, 1, False),
+            (0, 2, True),
+            (0, 3, True),
+            (0, 4, False),
+        ]
+    assert "page 2 of the PDF is 20000x20000 points" in whole[1]["error"]["message"]  # type: ignore[index]
 
 
 def test_a_pdf_is_one_input_of_many_pages(asking: Asking) -> None:

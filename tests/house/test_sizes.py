@@ -23,7 +23,7 @@ PARTS = {
     "engines/upstream_engine": 1_300,
     "tasks": 1_500,
     "api": 4_500,
-    "cli": 1_500,
+    "cli": 1_600,
     "hosts": 900,
     "ui": 1_500,
 }

@@ -30,6 +30,25 @@ class QueueLimits:
     timeout_s: float | None = None
 
 
+class RequestPixels:
+    """The px that the inputs of one request have open: together at most `most`, or one of them alone more."""
+
+    def __init__(self, most: int) -> None:
+        self.held = 0
+        self._most = most
+        self._given_back = asyncio.Event()
+
+    async def room(self, count: int) -> None:
+        """Wait until the request's other inputs leave room for `count` px."""
+        while self.held and self.held + count > self._most:
+            self._given_back.clear()
+            await self._given_back.wait()
+
+    def add(self, count: int) -> None:
+        self.held += count
+        self._given_back.set()
+
+
 class Admission:
     """Counts what is in use. Used from the event loop alone, so it needs no lock."""
 
@@ -86,16 +105,18 @@ class Admission:
                 self._empty.set()
 
     @contextmanager
-    def pixels(self) -> Iterator[HoldPixels]:
+    def pixels(self, request: RequestPixels | None = None) -> Iterator[HoldPixels]:
         """What counts a request's media for the length of the block; a request alone may have any number of px.
 
-        It raises Overloaded when others have too many open.
+        It raises Overloaded when others have too many open. `request`: where the block is for one input of several,
+        what the others have open; it is waited for, and refuses nothing.
         """
-        own = 0
+        own, whole = 0, request or RequestPixels(sys.maxsize)
 
-        def hold(count: int) -> None:
+        async def hold(count: int) -> None:
             nonlocal own
-            others, most = self.pixels_held - own, self._limits.pixels
+            await whole.room(count)
+            others, most = self.pixels_held - whole.held, self._limits.pixels
             if others and most is not None and self.pixels_held + count > most:
                 self._refuse(
                     f"the requests that run have {self.pixels_held / 1e6:.1f} Mpx open, and with this one's"
@@ -104,11 +125,13 @@ class Admission:
                 )
             own += count
             self.pixels_held += count
+            whole.add(count)
 
         try:
             yield hold
         finally:
             self.pixels_held -= own
+            whole.add(-own)
 
     def turns(self) -> Turns:
         """A line of its own for one kind of work."""

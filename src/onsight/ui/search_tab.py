@@ -142,7 +142,8 @@ class SearchTab:
             pile.refused.append((files[0].upload, error))
         for file, vectors in zip(files, made, strict=True):
             pile.sheets += [Sheet(file.upload, number, embedding) for number, embedding in vectors]
-            if vectors:
+            # A file with a bad page is read again, and the page told of again.
+            if vectors and all(upload != file.upload for upload, _ in pile.refused):
                 self._kept.keep(file.key, tuple(vectors), sum(len(embedding.values) for _, embedding in vectors))
 
     async def _query(self, question: str) -> Embedding:
