@@ -313,6 +313,24 @@ def test_a_ranking_is_best_first_and_takes_vectors(asking: Asking) -> None:
         assert answer["usage"]["total_tokens"] == 0
 
 
+def test_pages_of_many_vectors_may_be_sent_as_numbers(asking: Asking) -> None:
+    made = numpy.random.default_rng(0).standard_normal((4, 779, 128)).astype("f4")
+    made /= numpy.linalg.norm(made, axis=2, keepdims=True)
+    query, *pages = ({"embedding": page.tolist()} for page in made)
+    answer = asking.post("/v1/score", {"queries": query, "documents": pages}).json()
+    expected = [float((made[0] @ page.T).max(axis=1).sum()) for page in made[1:]]
+    assert [one["score"] for one in answer["data"]] == pytest.approx(expected, abs=1e-3)
+    ranked = asking.post("/v1/rerank", {"query": query, "documents": pages}).json()["results"]
+    assert [one["index"] for one in ranked] == sorted(range(3), key=lambda index: -expected[index])
+
+
+def test_numbers_without_end_are_refused(asking: Asking) -> None:
+    for row, said in (([0] * 4_000_001, "too many values; at most 4000000 are read"), ([None] * 3_000_000, "number")):
+        error = asking.refusal("/v1/rerank", {"query": {"embedding": [row]}, "documents": [{"embedding": [[1.0]]}]})
+        assert said in str(error["message"])
+    assert "too many values" in str(asking.refusal("/v1/embeddings", {"input": [1] * 100_001})["message"])
+
+
 def test_padding_in_sent_vectors_is_masked(asking: Asking) -> None:
     query = {"embedding": [[1.0, 0.0], [0.0, 1.0]]}
     page = [[-1.0, 0.0], [0.0, -1.0]]
