@@ -136,6 +136,11 @@ class Embed:
         self._max_inputs = max_inputs
         self._index = index
 
+    @property
+    def most_pages(self) -> int:
+        """Most pages of an answer that is held as a whole."""
+        return self._door.limits.max_images
+
     async def stream(self, call: EmbedCall) -> AsyncGenerator[Embedded | Refused, None]:
         """Each input's vectors, or why there are none, in the order of the inputs. Closing it cancels the rest.
 
@@ -293,11 +298,10 @@ class Embed:
 
     def _check_pages(self, pages: int, noun: str) -> None:
         """Refuse more pages than an answer may have that is held as a whole."""
-        most = self._door.limits.max_images
-        if pages > most:
+        if pages > self.most_pages:
             raise InvalidRequest(
-                f"{noun} has {pages} pages or more; the limit is {most} (media.max_images) where the answer is not"
-                " streamed",
+                f"{noun} has {pages} pages or more; the limit is {self.most_pages} (media.max_images) where the answer"
+                " is not streamed",
                 param=noun,
             )
 
