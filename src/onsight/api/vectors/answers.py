@@ -21,6 +21,13 @@ from onsight.tasks.vectors import Dtype, pack
 _ALIGNED = 8
 """The bytes after a header begin at a multiple of this, so that they can be read in place."""
 
+RAW_LAYOUT = (
+    "8 bytes: the header's length, little-endian. The header: JSON as in `RawHeader`, padded with spaces to a multiple"
+    " of 8 bytes. Then the vectors: those of an entry are bytes `start` to `end` after the header, row after row,"
+    " little-endian; `shape` is [rows, numbers of a vector]. f32 and f16 are floats, int8 numbers are 127ths, and of"
+    " binary 8 signs are a byte, the first in the highest bit."
+)
+
 Encoding = Literal["float", "base64"]
 
 
