@@ -23,6 +23,8 @@ Compression = Literal["int8", "binary"]
 PageId = int | str
 """A whole number from 0, or a UUID, as Qdrant has them."""
 
+_Held = dict[str, tuple[str, set[int | None]]]
+"""Each file's SHA-256, and which of its pages are kept."""
 _AT_ONCE = 16
 """Pages in one call to a server: with 768 vectors of 128 numbers each they are some 30 MB of JSON."""
 _TIMEOUT_S = 60
@@ -75,7 +77,7 @@ class Collection:
         self._place = place
         self._compression = compression
         self._one_at_a_time = threading.Lock()
-        self._files: dict[str, tuple[str, set[int | None]]] | None = None
+        self._files: _Held | None = None
         try:
             self._client: QdrantClient = (
                 QdrantClient(url=place.where, api_key=place.key, timeout=_TIMEOUT_S, check_compatibility=False)
@@ -163,7 +165,7 @@ class Collection:
         from qdrant_client import models
 
         with self._reached():
-            held = {} if self._place.is_server else self._held()
+            held: _Held = {} if self._place.is_server else self._held()
             for start in range(0, len(pages), _AT_ONCE):
                 points = [_point(page) for page in pages[start : start + _AT_ONCE]]
                 self._client.upsert(self._place.name, points)
@@ -175,8 +177,8 @@ class Collection:
             for page in pages:
                 held.setdefault(page.file, (page.digest, set()))[1].add(page.page)
 
-    def _held(self) -> dict[str, tuple[str, set[int | None]]]:
-        """Of a folder, where every look for a file reads all points: each file's SHA-256 and pages, read once."""
+    def _held(self) -> _Held:
+        """Of a folder, where every look for a file reads all points: what is in it, read once."""
         if self._files is None:
             self._files = {}
             for facts in self._payloads([], ["file", "sha256", "page"]):

@@ -71,7 +71,8 @@ def draw_pdf_pages(task: DrawTask, data: bytes, out: BinaryIO) -> None:
 
 def _size(document: pypdfium2.PdfDocument, number: int) -> tuple[float, float]:
     try:
-        return document.get_page_size(number - 1)
+        width, height = document.get_page_size(number - 1)
+        return width, height
     except pypdfium2.PdfiumError:
         return 0, 0
 

@@ -265,7 +265,7 @@ async def test_pages_that_are_prepared_hold_up_neither_queries_nor_scores(runnin
     pages = running.ask(*[draw(RED, 60, 40)] * 40)
     try:
         async with asyncio.timeout(10):
-            short, long = await asyncio.gather(*running.ask("short", "a long one " * 180))
+            short, long = await asyncio.gather(*running.ask("short", "the " * 520))
             ((score,),) = await running.engine.score([short], [long])
     finally:
         running.model.desk.set()
