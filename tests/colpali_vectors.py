@@ -35,6 +35,17 @@ PAGES = (draw((200, 0, 0), 84, 56), draw((0, 0, 220), 308, 56))
 """Of sizes that are seen as they are: resampling differs between releases of Pillow."""
 
 
+SIZES = (
+    (1, 1), (13, 13), (14, 14), (27, 29), (28, 28), (41, 43), (42, 70), (56, 57), (70, 42), (98, 126), (100, 1),
+    (1, 100), (199, 1), (3, 600), (600, 3), (224, 224), (223, 225), (225, 223), (256, 196), (300, 200), (200, 301),
+    (333, 77), (77, 333), (511, 513), (512, 512), (640, 480), (800, 33), (1024, 768), (1000, 999), (1920, 1080),
+    (2, 400), (400, 2), (15, 27), (29, 55), (84, 56), (308, 56), (210, 297), (297, 210), (595, 842), (842, 595),
+    (620, 877), (768, 1024), (1240, 1754), (1654, 2339), (2480, 3508), (3508, 2480), (4000, 3000), (6000, 31),
+    (31, 6000), (9999, 9999),
+)  # fmt: skip
+"""Of pages, (width, height) px, whose patches are counted."""
+
+
 class _Empty(types.ModuleType):
     def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
@@ -75,6 +86,9 @@ def main() -> None:
         asked, shown = processor.process_queries(list(QUERIES)), processor.process_images(opened)
         with torch.inference_mode():
             made = {"query": model(**asked), "page": model(**shown)}
+        # What ColQwen2.5 was trained with; the tiny model's own bounds are smaller.
+        processor.image_processor.size = {"shortest_edge": 4 * 28 * 28, "longest_edge": 768 * 28 * 28}
+        patches = [processor.get_n_patches(size, model.spatial_merge_size) for size in SIZES]
         reference = ColQwenReference(whole)
         plain = {"query": reference.queries(QUERIES), "page": reference.pages(PAGES)}
     tensors: dict[str, torch.Tensor] = {}
@@ -83,6 +97,17 @@ def main() -> None:
             tensors[f"{kind}_{number}"] = rows[kept].contiguous()
             tensors[f"{kind}_{number}_ids"] = inputs["input_ids"][number][kept].contiguous()
             print(f"{kind} {number}: {(rows[kept] - plain[kind][number]).abs().max():.1e}")
+    # One page at a time: in a batch it pads pages with zeros, which win over every vector that points away.
+    tensors["scores"] = torch.cat(
+        [
+            processor.score_multi_vector(
+                [tensors[f"query_{query}"] for query in range(len(QUERIES))], [tensors[f"page_{page}"]], device="cpu"
+            )
+            for page in range(len(PAGES))
+        ],
+        dim=1,
+    )
+    tensors["patches"] = torch.tensor(patches)
     save_file(tensors, VECTORS, metadata={"made by": "colpali_engine 0.3.18, transformers 5.23.0, torch 2.13.0"})
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -16,10 +17,10 @@ from onsight.config import Settings
 from onsight.serve import assemble
 
 
-def command(**environment: str) -> subprocess.Popen[str]:
+def command(*more: str, **environment: str) -> subprocess.Popen[str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ONSIGHT_")}
     return subprocess.Popen(
-        [sys.executable, "-m", "uvicorn", "onsight.asgi:app", "--port", "0"],
+        [sys.executable, "-m", "uvicorn", "onsight.asgi:app", "--port", "0", *more],
         env={**clean, **environment},
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -28,9 +29,9 @@ def command(**environment: str) -> subprocess.Popen[str]:
 
 
 @contextmanager
-def served(lines: list[str], **environment: str) -> Iterator[str]:
+def served(lines: list[str], *more: str, **environment: str) -> Iterator[str]:
     """The address of a running server; `lines` gets what it logs before it is ready, and at the end."""
-    with command(**environment) as process:
+    with command(*more, **environment) as process:
         assert process.stderr is not None
         try:
             for line in process.stderr:
@@ -76,3 +77,10 @@ def test_a_model_that_is_not_there_is_one_sentence_and_code_2() -> None:
     assert process.returncode == 2
     assert said.count("\n") == 1
     assert "no-such-model" in said
+
+
+def test_it_answers_under_uvicorns_reloader(tmp_path: Path) -> None:
+    lines: list[str] = []
+    with served(lines, "--reload", "--reload-dir", str(tmp_path), ONSIGHT_ENGINE="fake") as url:
+        assert httpx.get(url + "/ready", timeout=60).status_code == 200
+    assert "Started reloader process" in "".join(lines)

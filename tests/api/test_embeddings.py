@@ -17,7 +17,7 @@ from onsight.engines.torch_engine.families.colqwen import ColQwen
 from tests.embedders import png, served_embedder
 from tests.engines.torch_engine.embedding import ASKED, BLUE, GREEN, RED, embed, farthest, load, vectors
 from tests.media import pictures
-from tests.media.papers import encrypted, paper
+from tests.media.papers import encrypted, paper, with_bad_pages
 from tests.media.pictures import data_url
 from tests.tiny_colqwen import write_colqwen
 from tests.tiny_models import draw
@@ -206,6 +206,22 @@ def test_one_bad_page_is_reported_in_its_place_and_the_others_come(asking: Askin
     assert ["error" in entry for entry in entries] == [False, True, False, True]
 
 
+def test_a_bad_page_of_a_pdf_is_reported_in_its_place(asking: Asking) -> None:
+    inputs = [part(data_url(with_bad_pages(), "application/pdf"))]
+    whole = asking.embed(*inputs)["data"]
+    lines = asking.post("/v1/embeddings", {"input": inputs}, accept="application/x-ndjson").text.splitlines()
+    raw = asking.post("/v1/embeddings", {"input": inputs}, accept="application/octet-stream").content
+    entries = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["data"]
+    for data in (whole, [json.loads(line) for line in lines[:-1]], entries):
+        assert [(one["index"], one["page"], "error" in one) for one in data] == [  # type: ignore[attr-defined]
+            (0, 1, False),
+            (0, 2, True),
+            (0, 3, True),
+            (0, 4, False),
+        ]
+    assert "page 2 of the PDF is 20000x20000 points" in whole[1]["error"]["message"]  # type: ignore[index]
+
+
 def test_a_pdf_is_one_input_of_many_pages(asking: Asking) -> None:
     booklet = data_url(paper(), "application/pdf")
     items = asking.embed("a", part(booklet), part(URLS[0]))["data"]
@@ -295,6 +311,24 @@ def test_a_ranking_is_best_first_and_takes_vectors(asking: Asking) -> None:
         assert [one["relevance_score"] for one in answer["results"]] == pytest.approx(scores[:2], rel=0.01)
         assert answer["results"][0]["document"]["dtype"] == made[0]["dtype"]
         assert answer["usage"]["total_tokens"] == 0
+
+
+def test_pages_of_many_vectors_may_be_sent_as_numbers(asking: Asking) -> None:
+    made = numpy.random.default_rng(0).standard_normal((4, 779, 128)).astype("f4")
+    made /= numpy.linalg.norm(made, axis=2, keepdims=True)
+    query, *pages = ({"embedding": page.tolist()} for page in made)
+    answer = asking.post("/v1/score", {"queries": query, "documents": pages}).json()
+    expected = [float((made[0] @ page.T).max(axis=1).sum()) for page in made[1:]]
+    assert [one["score"] for one in answer["data"]] == pytest.approx(expected, abs=1e-3)
+    ranked = asking.post("/v1/rerank", {"query": query, "documents": pages}).json()["results"]
+    assert [one["index"] for one in ranked] == sorted(range(3), key=lambda index: -expected[index])
+
+
+def test_numbers_without_end_are_refused(asking: Asking) -> None:
+    for row, said in (([0] * 4_000_001, "too many values; at most 4000000 are read"), ([None] * 3_000_000, "number")):
+        error = asking.refusal("/v1/rerank", {"query": {"embedding": [row]}, "documents": [{"embedding": [[1.0]]}]})
+        assert said in str(error["message"])
+    assert "too many values" in str(asking.refusal("/v1/embeddings", {"input": [1] * 100_001})["message"])
 
 
 def test_padding_in_sent_vectors_is_masked(asking: Asking) -> None:

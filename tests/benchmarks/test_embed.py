@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,10 @@ def test_every_aim_has_a_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert searches[0].recall == 1.0
     assert searches[1].recall >= 0.8
     made = embed.report(rates, memory, page, searches, 40)
-    assert len(made.aims) == 4
+    assert len(made.aims) == 5
+    (alone, best) = (aim.reached for aim in made.aims if "queries" in aim.what)
+    loop = {count: statistics.median(rounds) for (name, count), rounds in rates.queries.items() if name == "plain loop"}
+    assert alone / best == pytest.approx(max(loop.values()) / loop[1])
     assert all(aim.reached > 0 for aim in made.aims)
     sizes = {row[0]: row[1:] for row in made.tables[2].rows}
     raw = {dtype: row[2] for dtype, row in sizes.items()}

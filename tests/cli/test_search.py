@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 
 from tests.cli.conftest import RunCommand
 from tests.embedders import served_embedder
-from tests.media.papers import encrypted
+from tests.media.papers import encrypted, paper, with_bad_pages
 from training.evaluate_leaf import FIRST_SEED, STYLE
 from training.leaf import LEAF
 from training.pages import draw_page
@@ -138,6 +138,30 @@ def test_a_bad_file_is_reported_and_the_others_go_on(run: RunCommand, url: str, 
     ):
         assert said in told
     assert "10 pages are new, of 3 files" in told
+
+
+def test_a_bad_page_is_reported_and_the_others_are_kept(run: RunCommand, url: str, tmp_path: Path) -> None:
+    (tmp_path / "book.pdf").write_bytes(with_bad_pages())
+    out = tmp_path / "x.npz"
+    told = embed(run, url, str(tmp_path / "book.pdf"), "--out", str(out), code=1)
+    assert f"onsight: {tmp_path / 'book.pdf'} page 2: page 2 of the PDF is 20000x20000 points" in told
+    assert f"onsight: {tmp_path / 'book.pdf'} page 3: cannot decode page 3 of the PDF" in told
+    assert "2 pages are new, of 1 files" in told
+    assert read(out)[0]["page"].tolist() == [1, 4]
+    told = embed(run, url, str(tmp_path / "book.pdf"), "--out", str(out), code=1)
+    assert "page 2 of the PDF is" in told
+    assert "0 pages are new, of 0 files" in told
+
+
+def test_the_pages_that_are_wanted_are_embedded_and_no_others(run: RunCommand, url: str, tmp_path: Path) -> None:
+    (tmp_path / "long.pdf").write_bytes(paper([(number, 0, 0) for number in range(0, 240, 20)]))
+    (tmp_path / "short.pdf").write_bytes(paper())
+    out = tmp_path / "x.npz"
+    told = embed(run, url, str(tmp_path / "*.pdf"), "--pages", "2,4-12", "--out", str(out), code=1)
+    assert "short.pdf: page 12 is asked for, but the PDF has 3" in told
+    assert "10 pages are new, of 1 files" in told
+    assert read(out)[0]["page"].tolist() == [2, *range(4, 13)]
+    assert "--pages 'x': 'x' is no page" in embed(run, url, "a.pdf", "--pages", "x", "--out", str(out), code=2)
 
 
 @pytest.mark.parametrize(

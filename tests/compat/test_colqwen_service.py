@@ -168,6 +168,9 @@ def test_root_and_health_answer(url: str) -> None:
         ("/patches", {"dimensions": []}, 400, "dimensions is empty"),
         ("/patches", {"dimensions": [{"width": "a", "height": 1}]}, 422, "width"),
         ("/patches", {}, 422, "dimensions"),
+        ("/patches", {"dimensions": [{"width": 1_000_001, "height": 1}]}, 422, "width"),
+        ("/patches", {"dimensions": [{"width": 10**400, "height": 10**400}]}, 422, "width"),
+        ("/patches", {"dimensions": [{"width": -(10**400), "height": 5}]}, 422, "width"),
     ],
 )
 def test_bad_bodies_are_refused_in_the_services_own_words(
@@ -223,3 +226,15 @@ def test_forms_without_files_are_unprocessable(url: str) -> None:
 def test_the_description_names_the_routes(url: str) -> None:
     paths = httpx.get(url + "/openapi.json", timeout=60).json()["paths"]
     assert {"/info", "/patches", "/embed/queries", "/embed/images"} <= set(paths)
+
+
+def test_as_many_files_as_the_server_allows_are_taken(folder: Path) -> None:
+    page = png(draw(RED, 30, 30))
+    with served_embedder(folder, media_max_images=40) as url:
+        answer = post_pages(url, *[page] * 40)
+        assert (answer.status_code, len(answer.json()["embeddings"])) == (200, 40)
+        answer = post_pages(url, *[page] * 41)
+        assert (answer.status_code, answer.json()) == (400, {"detail": "the form has more than 40 parts"})
+    with served_embedder(folder, media_max_images=2) as url:
+        answer = post_pages(url, *[page] * 3)
+        assert (answer.status_code, "the limit is 2 (media.max_images)" in answer.text) == (400, True)

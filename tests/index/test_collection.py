@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -16,7 +17,7 @@ from onsight.core.embedding import Embedding, ImageSpan
 from onsight.core.errors import InvalidRequest, StartError, Unavailable
 from onsight.core.geometry import Size
 from onsight.index.collection import Collection, Place
-from onsight.index.pages import KeptPage
+from onsight.index.pages import KeptPage, Page
 
 pytest.importorskip("qdrant_client", reason="needs the extra `search`")
 
@@ -72,7 +73,7 @@ def test_what_is_kept_comes_back_and_is_there_the_next_time(collection: Collecti
     again.prepare("leaf", DIMS)
     asked = [pages[2], pages[0], pages[2], pages[1]]
     assert again.fetch([page.id for page in asked]) == asked
-    assert again.search(pages[1].embedding, 1)[0].page == pages[1]
+    assert again.search(pages[1].embedding, 1)[0].page == Page("/a.pdf", 1, "d", Size(30, 20), "leaf")
     assert again.known("/a.pdf", "d") == {1, 2}
     assert again.known("/f1.png", "d") == {None}
     assert again.known("/f1.png", "other") == frozenset()
@@ -87,6 +88,38 @@ def test_a_file_that_changed_replaces_all_its_pages(collection: Collection) -> N
     collection.add([new])
     assert sorted(hit.page.file for hit in collection.search(new.embedding, 9)) == ["/a.pdf", "/f3.png"]
     assert (collection.known("/a.pdf", "d"), collection.known("/a.pdf", "e")) == (frozenset(), {1})
+
+
+def test_a_folder_is_read_once_to_know_its_files(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    for again in (False, True):
+        collection = Collection(place)
+        collection.prepare("leaf", DIMS)
+        looked = dict.fromkeys(("scroll", "delete"), 0)
+
+        def watch(name: str, looked: dict[str, int] = looked, client: Any = collection._client) -> None:
+            true = client.__getattribute__(name)
+
+            def noted(*given: object, **named: object) -> object:
+                looked[name] += 1
+                return true(*given, **named)
+
+            monkeypatch.setattr(client, name, noted)
+
+        for name in looked:
+            watch(name)
+        for number in range(20):
+            assert collection.known(f"/f{number}.png", "d") == (frozenset({None}) if again else frozenset())
+            collection.add([kept(number)])
+            assert collection.known(f"/f{number}.png", "d") == {None}
+        assert looked == {"scroll": 1, "delete": 0}
+        collection.add([kept(1, digest="e")])
+        assert (looked["delete"], collection.known("/f1.png", "d"), collection.known("/f1.png", "e")) == (
+            1,
+            frozenset(),
+            {None},
+        )
+        collection.add([kept(1)])
+        collection.close()
 
 
 def test_what_cannot_be_compared_is_refused(collection: Collection, place: Place) -> None:
@@ -124,6 +157,8 @@ class StandIn(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
         self.told.append((self.command, self.path, json.loads(body or "null"), self.headers.get("api-key")))
         result = {"exists": False} if self.path.endswith("/exists") else True
+        if self.path.endswith("/query"):
+            result = {"points": []}
         if "/index" in self.path:
             result = {"operation_id": 1, "status": "completed"}
         data = json.dumps({"result": result, "status": "ok", "time": 0.0}).encode()
@@ -149,15 +184,19 @@ def test_a_server_is_told_to_compare_by_late_interaction(compression: str | None
         place = Place(f"http://127.0.0.1:{server.server_port}", "pages", "secret")
         collection = Collection(place, compression)  # type: ignore[arg-type]
         collection.prepare("leaf", DIMS)
+        assert collection.search(vectors(2, 1, image=False), 7) == []
         collection.close()
     finally:
         server.shutdown()
         server.server_close()
     (made,) = (body for method, path, body, _ in handler.told if (method, path) == ("PUT", "/collections/pages"))
-    vectors = made["vectors"]
-    assert (vectors["size"], vectors["distance"]) == (DIMS, "Dot")
-    assert vectors["multivector_config"] == {"comparator": "max_sim"}
-    assert list(vectors.get("quantization_config") or {}) == ([named] if named else [])
+    (asked,) = (body for _, path, body, _ in handler.told if path == "/collections/pages/points/query")
+    assert asked["params"]["quantization"] == {"rescore": True, "oversampling": 2.0}
+    assert (asked["limit"], asked["with_payload"], asked.get("with_vector", False)) == (7, True, False)
+    told = made["vectors"]
+    assert (told["size"], told["distance"]) == (DIMS, "Dot")
+    assert told["multivector_config"] == {"comparator": "max_sim"}
+    assert list(told.get("quantization_config") or {}) == ([named] if named else [])
     assert {key for *_, key in handler.told} == {"secret"}
 
 

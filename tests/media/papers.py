@@ -42,6 +42,14 @@ def pdf(pages: Sequence[tuple[str, bytes]], catalog: str = "", more: Sequence[by
     return _file([*objects, *more])
 
 
+def with_bad_pages() -> bytes:
+    """Four pages: a red one, one that is too large, one that is no page, a blue one."""
+    good = [fill(colour, (0, 72, 72, 72)) for colour in (RED, BLUE)]
+    made = pdf([page(good[0]), page(b"", 20_000, 20_000), page(b""), page(good[1])])
+    third = made.index(b"7 0 obj")
+    return made[:third] + made[third:].replace(b"/Type /Page ", b"/Type /Nope ", 1)
+
+
 def _file(objects: Sequence[bytes], trailer: str = "") -> bytes:
     data = bytearray(b"%PDF-1.7\n")
     places = []

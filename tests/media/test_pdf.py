@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import pytest
 
+from onsight.core.byte_cache import ByteCache
 from onsight.core.errors import InvalidMedia, InvalidRequest, RequestError, TooLarge
 from onsight.core.geometry import Size
 from onsight.core.messages import Image, ImageOptions, ImageRef
 from onsight.core.pages import Pages, read_spans
+from onsight.media.decode_child import DecodeChild
 from onsight.media.door import MediaDoor, MediaLimits
+from onsight.media.pdf import BadPage, draw_pdf, read_pdf
+from onsight.media.verdict import Refused, Verdict
 from tests.media.networks import Names, Network, reply
-from tests.media.papers import BLUE, GREEN, RED, encrypted, fill, page, paper, pdf
+from tests.media.papers import BLUE, GREEN, RED, encrypted, fill, page, paper, pdf, with_bad_pages
 from tests.media.pictures import WHITE, data_url, encoded, pixel, plain
 
 
@@ -160,6 +165,71 @@ async def test_what_takes_too_long_or_too_much_is_stopped_and_others_are_not_hel
     assert error.message.startswith("opening the PDF takes more than 1 s (media.pdf_draw_s); ask for fewer pages")
     error = await refusal(paper() + bytes(2 << 20), limits=MediaLimits(max_bytes=1 << 20))
     assert isinstance(error, TooLarge)
+
+
+async def by_page(source: bytes, limits: MediaLimits | None = None) -> list[object]:
+    """Each page's colour, or the error that says why there is none."""
+    door = MediaDoor(limits)
+    try:
+        opened = await door.open_by_page(ImageRef(source, param="here", pages=Pages()))
+    finally:
+        door.close()
+    assert [page.number if isinstance(page, BadPage) else page.page for page in opened] == list(
+        range(1, len(opened) + 1)
+    )
+    assert {page.error.param for page in opened if isinstance(page, BadPage)} <= {"here"}
+    return [page.error.message if isinstance(page, BadPage) else pixel(page, 0, 0) for page in opened]
+
+
+async def test_where_pages_are_told_apart_a_bad_one_is_told_of_in_its_place() -> None:
+    large = "page 2 of the PDF is 20000x20000 points (1/72 inch); the limit is 14400 a side"
+    damaged = "cannot decode page 3 of the PDF: it is damaged; save the file again and resend"
+    assert await by_page(with_bad_pages()) == [RED, large, damaged, BLUE]
+    assert (await refusal(with_bad_pages())).message == large
+    assert (await refusal(with_bad_pages(), "1,3")).message == damaged
+
+
+def bomb(*contents: bytes) -> bytes:
+    packed = [zlib.compress(content) for content in contents]
+    return pdf([page(content) for content in packed]).replace(b"<< /Length", b"<< /Filter /FlateDecode /Length")
+
+
+async def test_pages_before_one_that_takes_too_long_come() -> None:
+    half = fill(RED, (0, 72, 72, 72))
+    red, *late = await by_page(bomb(half, zlib.decompress(LONG), half), MediaLimits(pdf_draw_s=1))
+    assert red == RED
+    assert len(late) == 2
+    assert all(str(why).startswith("opening the PDF takes more than 1 s") for why in late)
+
+
+class Breaking(DecodeChild):
+    """A process that dies of the second page."""
+
+    def ask(self, work: str, task: Any, data: bytes, cpu_s: float, read: Any) -> Any:
+        if work != "draw a pdf" or 2 not in [number for number, *_ in task["pages"]]:
+            return super().ask(work, task, data, cpu_s, read)
+        before = [one for one in task["pages"] if one[0] < 2]
+        super().ask(work, {"pages": before}, data, cpu_s, read)
+        raise Refused(Verdict.BROKEN)
+
+
+async def test_pages_after_one_that_breaks_the_decoder_come() -> None:
+    child, limits = Breaking(), MediaLimits()
+    try:
+        for whole, middle, last in (
+            (False, "cannot decode PDF: the file is damaged", "cannot decode PDF: the file is damaged"),
+            (True, "cannot decode page 2 of the PDF", BLUE),
+        ):
+            file = read_pdf(paper(), Pages(), ImageOptions(), limits, child)
+            first, second, third = draw_pdf(file, ImageOptions(), limits, ByteCache(0), child, by_page=whole)
+            assert isinstance(first, Image)
+            assert pixel(first, 0, 0) == RED
+            assert isinstance(second, BadPage)
+            assert second.error.message.startswith(middle)
+            shown = pixel(third, 0, 0) if isinstance(third, Image) else third.error.message[: len(str(last))]
+            assert shown == last
+    finally:
+        child.close()
 
 
 async def test_pages_and_pictures_together_are_counted() -> None:

@@ -11,15 +11,25 @@ import pytest
 
 from onsight.core.embedding import Embedding, ImageSpan, VectorSpace
 from onsight.core.engine import EngineStatus
-from onsight.core.errors import InvalidMedia, InvalidRequest, Overloaded, Unavailable, UnknownModel, Unsupported
+from onsight.core.errors import (
+    EngineFailed,
+    InvalidMedia,
+    InvalidRequest,
+    Overloaded,
+    Unavailable,
+    UnknownModel,
+    Unsupported,
+)
 from onsight.core.messages import Image, ImageRef, Text
+from onsight.core.pages import Pages
 from onsight.engines.fake_engine import FakeEngine
-from onsight.media.door import MediaDoor
+from onsight.media.door import MediaDoor, MediaLimits
 from onsight.models.card import ModelCard
-from onsight.tasks.admission import Admission
+from onsight.tasks.admission import Admission, QueueLimits
 from onsight.tasks.embed import Embed, EmbedCall, Embedded, Refused, ScoreCall
 from onsight.tasks.record import Record
 from onsight.tasks.roster import Loaded, LoadedEmbedder, Roster
+from tests.media.papers import paper, with_bad_pages
 from tests.media.pictures import plain
 
 CARD = ModelCard("pages", "Pages", "none", "Apache-2.0", "Vectors by a rule.", ("embed",))
@@ -37,6 +47,7 @@ class Counting:
         self.gate = asyncio.Event()
         self.gate.set()
         self.gone = False
+        self.fails_at: dict[int | None, Exception] = {}
 
     async def start(self) -> None: ...
 
@@ -53,6 +64,8 @@ class Counting:
         self.live += 1
         self.most = max(self.most, self.live)
         try:
+            if isinstance(one, Image) and one.page in self.fails_at:
+                raise self.fails_at[one.page]
             await self.gate.wait()
             if self.gone:
                 raise Unavailable("gone")
@@ -67,15 +80,21 @@ class Counting:
 
 
 class Bench:
-    def __init__(self, places: int = 4, max_inputs: int = 100) -> None:
+    def __init__(
+        self,
+        places: int = 4,
+        max_inputs: int = 100,
+        queue: QueueLimits = QueueLimits(),  # noqa: B008 (frozen)
+        media: MediaLimits | None = None,
+    ) -> None:
         self.engine = Counting()
         self.records: list[Record] = []
-        self.admission = Admission(places)
+        self.admission = Admission(places, queue)
         chat = FakeEngine()
         self.roster = Roster(
             [Loaded(("fake",), CHAT_CARD, chat, 0)], [LoadedEmbedder(("pages", "other"), CARD, self.engine, 0)]
         )
-        self.task = Embed(self.roster, MediaDoor(), self.admission, [self.records.append], max_inputs)
+        self.task = Embed(self.roster, MediaDoor(media), self.admission, [self.records.append], max_inputs)
 
     async def items(self, *inputs: Text | ImageRef, **fields: object) -> list[Embedded | Refused]:
         async with aclosing(self.task.stream(EmbedCall(inputs, **fields))) as stream:  # type: ignore[arg-type]
@@ -106,6 +125,53 @@ async def test_a_bad_page_of_many_is_refused_in_its_place() -> None:
     with pytest.raises(InvalidMedia):
         await bench.items(ImageRef(b"nothing"))
     assert [record.reason for record in bench.records] == ["stop", "invalid_image"]
+
+
+BOOKLET = ImageRef(with_bad_pages(), param="there", pages=Pages())
+
+
+def told(items: list[Embedded | Refused]) -> list[tuple[type, int, int | None]]:
+    return [(type(item), item.index, item.page) for item in items]
+
+
+async def test_a_bad_page_of_a_pdf_is_refused_in_its_place() -> None:
+    bench = Bench()
+    bench.engine.fails_at = {4: EngineFailed("broke")}
+    pages = [(Embedded, 0, 1), (Refused, 0, 2), (Refused, 0, 3), (Refused, 0, 4)]
+    assert told(await bench.items(BOOKLET)) == pages
+    items = await bench.items(BOOKLET, picture())
+    assert told(items) == [*pages, (Embedded, 1, None)]
+    assert [item.error.param for item in items if isinstance(item, Refused)][:2] == ["there", "there"]
+    assert (bench.records[1].images, bench.records[1].reason) == (2, "stop")
+    with pytest.raises(InvalidMedia, match="page 2 of the PDF is"):
+        await bench.items(ImageRef(with_bad_pages(), pages=Pages(((2, 3),))))
+
+
+async def test_when_the_request_fails_on_one_page_no_other_page_goes_on() -> None:
+    bench = Bench()
+    bench.engine.gate.clear()
+    bench.engine.fails_at = {3: Unavailable("gone")}
+    with pytest.raises(Unavailable):
+        await bench.items(ImageRef(paper(), pages=Pages()))
+    assert (bench.engine.begun, bench.engine.live, bench.admission.pixels_held) == (3, 0, 0)
+
+
+async def test_large_files_of_one_request_wait_for_each_other_and_do_not_refuse_each_other() -> None:
+    sheet = 180 * 360
+    bench = Bench(queue=QueueLimits(pixels=7 * sheet), media=MediaLimits(max_request_pixels=6 * sheet, max_images=40))
+    most = 0
+
+    async def watch() -> None:
+        nonlocal most
+        while True:
+            most = max(most, bench.admission.pixels_held)
+            await asyncio.sleep(0)
+
+    watching = asyncio.create_task(watch())
+    items = await bench.items(*[ImageRef(paper(), pages=Pages())] * 8)
+    watching.cancel()
+    assert told(items) == [(Embedded, index, page) for index in range(8) for page in (1, 2, 3)]
+    assert (most, bench.admission.pixels_held) == (6 * sheet, 0)
 
 
 async def test_no_more_than_a_few_pages_are_held_however_slow_the_reader_is() -> None:

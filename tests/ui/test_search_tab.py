@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from onsight.core.messages import Image, Text
 from onsight.engines.torch_engine import TorchEmbedEngine, TorchSettings
-from tests.media.papers import BLUE, RED, paper
+from tests.media.papers import BLUE, RED, paper, with_bad_pages
 from tests.ui.conftest import LEAF, LEAF_CARD, Office, last
 from training.evaluate_leaf import FIRST_SEED, STYLE, queries_about
 from training.pages import FAMILY, draw_page
@@ -200,3 +200,11 @@ async def test_closing_a_search_frees_its_place(furnish: Furnish, watched: Watch
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
     assert office.admission.taken == 0
+
+
+async def test_bad_pages_of_a_pdf_are_told_of_each_time(furnish: Furnish, watched: Watched) -> None:
+    office = furnish(finds=watched)
+    tab, uploads = SearchTab(office.desk), [office.upload("book.pdf", with_bad_pages())]
+    for _ in range(2):
+        _, best, table, problem = await last(tab.find(uploads, QUESTION.text))
+        assert (problem, best.count("<img "), len(rows(table)), table.count('class="failed"')) == ("", 2, 4, 2)

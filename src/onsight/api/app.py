@@ -41,7 +41,16 @@ from onsight.api.services import ApiSettings, Services
 from onsight.api.tasks.answers import LocateAnswer, TextAnswer, TextChunk
 from onsight.api.tasks.routes import TaskRoutes
 from onsight.api.tasks.wire import CaptionRequest, DescribeRequest, LocateRequest, OcrRequest
-from onsight.api.vectors.answers import EmbeddingList, EmbeddingsEnd, Ranking, RawHeader, ScoreList
+from onsight.api.vectors.answers import (
+    RAW_LAYOUT,
+    EmbeddingList,
+    EmbeddingObject,
+    EmbeddingsEnd,
+    Ranking,
+    RawHeader,
+    RefusedObject,
+    ScoreList,
+)
 from onsight.api.vectors.routes import LINES, RAW, VectorRoutes
 from onsight.api.vectors.wire import EmbeddingsRequest, RerankRequest, ScoreRequest
 
@@ -285,8 +294,12 @@ def _add_task_routes(app: FastAPI, tasks: TaskRoutes) -> None:
 
 
 def _add_vector_routes(app: FastAPI, routes: VectorRoutes) -> None:
+    line = {"oneOf": [_reference(kind) for kind in (EmbeddingObject, RefusedObject, EmbeddingsEnd)]}
     made: dict[str, Any] = {
-        "content": {RAW: {"schema": _reference(RawHeader)}, LINES: {"schema": _reference(EmbeddingsEnd)}}
+        "content": {
+            RAW: {"schema": {"type": "string", "format": "binary", "description": RAW_LAYOUT}},
+            LINES: {"schema": {**line, "description": "A line a page or query; the last one says the usage."}},
+        }
     }
     for path, endpoint, summary, body, answer in (
         ("/v1/embeddings", routes.embeddings, "Embed queries and pages", EmbeddingsRequest, EmbeddingList),

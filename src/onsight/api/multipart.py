@@ -41,10 +41,11 @@ class Form:
 
 @dataclass(frozen=True, slots=True)
 class FileField:
-    """The field in which files come, and whether it may stand in the form `repeated`ly."""
+    """The field in which files come, and whether it may stand in the form `repeated`ly, `most` times."""
 
     name: str = "file"
     repeated: bool = False
+    most: int = 1
 
 
 ONE_FILE = FileField()
@@ -105,6 +106,7 @@ class _Reader:
         self.form = Form()
         self.complete = False
         self._files = files
+        self._most_parts = max(_MAX_PARTS, files.most)
         self._parts = 0
         self._name = self._file_name = ""
         self._header = (bytearray(), bytearray())
@@ -113,8 +115,8 @@ class _Reader:
 
     def begin(self) -> None:
         self._parts += 1
-        if self._parts > _MAX_PARTS:
-            raise InvalidRequest(f"the form has more than {_MAX_PARTS} parts")
+        if self._parts > self._most_parts:
+            raise InvalidRequest(f"the form has more than {self._most_parts} parts")
         self._name, self._disposition, self._content = "", b"", bytearray()
 
     def header_name(self, data: bytes, start: int, end: int) -> None:

@@ -20,11 +20,14 @@ from rich.progress import Progress
 
 from onsight.cli.caller import Result, connected, post
 from onsight.cli.pictures import STANDARD_INPUT, is_url, name_pictures
+from onsight.cli.tasks import PageOption, read_page_option
 from onsight.cli.vector_files import VectorFile
 from onsight.config import RETRIEVER, Settings
 from onsight.core.embedding import Embedding, ImageSpan
-from onsight.core.errors import OnsightError, RequestError, StartError
+from onsight.core.errors import InvalidMedia, OnsightError, RequestError, StartError
 from onsight.core.geometry import Size
+from onsight.core.pages import Pages
+from onsight.core.together import together
 from onsight.index.collection import Collection, Place
 from onsight.index.pages import KeptPage
 from onsight.media.decode_child import DecodeChild
@@ -60,14 +63,16 @@ def embed(
         typer.Option(help="A Qdrant server searches a copy in this form first, which takes less memory."),
     ] = None,
     at_once: Annotated[int, typer.Option(help="Files on their way at once.", min=1)] = 4,
+    pages: PageOption = None,
 ) -> None:
-    """Make vectors of pictures and of PDFs' pages, to be searched; a bad file is reported and the others go on."""
+    """Make vectors of pictures and of PDFs' pages, to be searched; a bad file or page is reported, the others go on."""
+    wanted = read_page_option(pages)
     names = name_pictures(files, pdfs=True)
     for name in names:
         if is_url(name) or name == STANDARD_INPUT:
             raise StartError(f"{name[:80]} is no file, and search must find the page again: save it, and name the file")
     with closing(_store(settings, out, compress)) as store:
-        bad = asyncio.run(_Embedding(settings, url, store).run(names, at_once))
+        bad = asyncio.run(_Embedding(settings, url, store, wanted).run(names, at_once))
     if bad:
         raise typer.Exit(1)
 
@@ -113,38 +118,45 @@ def _store(settings: Settings, out: str, compress: Literal["int8", "binary"] | N
 class _Embedding:
     """One run of the command."""
 
-    def __init__(self, settings: Settings, url: str | None, store: _Store) -> None:
+    def __init__(self, settings: Settings, url: str | None, store: _Store, wanted: Pages) -> None:
+        """`wanted`: which pages of PDFs."""
         self._settings = for_vectors(settings)
         self._model = settings.model if "model" in settings.model_fields_set else None
         self._url = url
         self._store = store
+        self._wanted = wanted
         self._child = DecodeChild()
         self._writing = asyncio.Lock()
-        self._new = 0
-
-    async def run(self, names: Sequence[str], at_once: int) -> int:
-        """Embed all files; how many of them failed."""
         console = Console(stderr=True)
+        self._bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+        # A file counts as one page until it is opened.
+        self._pages = self._new = self._files = self._bad = 0
+        self._shown = self._bar.add_task("embed")
+
+    async def run(self, names: Sequence[str], at_once: int) -> bool:
+        """Embed all files; whether anything was reported."""
         places = asyncio.Semaphore(at_once)
         async with connected(self._settings, self._url) as (client, _):
             await self._prepare(client)
-            with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-                shown = bar.add_task("embed", total=len(names))
+            with self._bar:
+                self._count(len(names))
 
-                async def one(name: str) -> bool:
+                async def one(name: str) -> None:
                     async with places:
-                        why = await self._file(client, name)
-                    bar.advance(shown)
-                    if why is not None:
-                        print(f"onsight: {name}: {why}", file=sys.stderr)
-                    return why is not None
+                        await self._file(client, name)
 
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(one(name)) for name in names]
+                await together(one(name) for name in names)
         self._child.close()
-        bad = sum(task.result() for task in tasks)
-        print(f"onsight: {self._new} pages are new, of {len(names) - bad} files", file=sys.stderr)
-        return bad
+        print(f"onsight: {self._new} pages are new, of {self._files} files", file=sys.stderr)
+        return self._bad > 0
+
+    def _count(self, more: int) -> None:
+        self._pages += more
+        self._bar.update(self._shown, total=self._pages)
+
+    def _report(self, place: str, why: str) -> None:
+        self._bad += 1
+        print(f"onsight: {place}: {why}", file=sys.stderr)
 
     async def _prepare(self, client: httpx.AsyncClient) -> None:
         """Learn of the model before anything is embedded or passed over. Raises OnsightError."""
@@ -154,37 +166,64 @@ class _Embedding:
             case answer:
                 raise OnsightError(message_of(answer))
 
-    async def _file(self, client: httpx.AsyncClient, name: str) -> str | None:
-        """Embed one file; why it could not be, if so. Raises OnsightError for what concerns all of them."""
+    async def _file(self, client: httpx.AsyncClient, name: str) -> None:
+        """Embed one file, or report why not. Raises OnsightError for what concerns all of them."""
         try:
             data = await asyncio.to_thread(Path(name).read_bytes)
-            total = await asyncio.to_thread(count_pages, data, MediaLimits(), self._child) if is_pdf(data) else None
-        except OSError as error:
-            return f"cannot be read: {error.strerror}"
-        except RequestError as error:
-            return error.message
+            pages = await asyncio.to_thread(self._pages_of, data)
+        except (OSError, RequestError) as error:
+            self._count(-1)
+            why = error.message if isinstance(error, RequestError) else f"cannot be read: {error.strerror}"
+            return self._report(name, why)
         file, digest = await asyncio.to_thread(os.path.abspath, name), hashlib.sha256(data).hexdigest()
         known = await asyncio.to_thread(self._store.known, file, digest)
-        coded = base64.b64encode(data).decode()
-        for pages in _portions(total, known):
-            part = {"type": "file", "file": {"file_data": coded, **({"pages": pages} if pages else {})}}
-            match await ask_vectors(client, self._model, part):
+        new = [page for page in pages if page not in known]
+        self._count(len(new) - 1)
+        coded, made = base64.b64encode(data).decode(), 0
+        for start in range(0, len(new), _PAGES_AT_ONCE):
+            portion = new[start : start + _PAGES_AT_ONCE]
+            answer = await ask_vectors(client, self._model, _part(coded, portion))
+            match answer:
                 case {"model": str(model), "data": list(items)}:
-                    made = [_kept(item, file, digest, model) for item in items]
+                    kept = [_kept(item, file, digest, model) for item in items if not self._is_bad(item, name)]
                     async with self._writing:
-                        await asyncio.to_thread(self._store.add, made)
-                    self._new += len(made)
-                case answer:
-                    return message_of(answer)
-        return None
+                        await asyncio.to_thread(self._store.add, kept)
+                    made += len(kept)
+                case _:
+                    self._report(name, message_of(answer))
+                    if not _is_of_media(answer):
+                        break
+            self._bar.advance(self._shown, len(portion))
+        self._new += made
+        self._files += made > 0 or not new
+
+    def _pages_of(self, data: bytes) -> Sequence[int | None]:
+        """The pages of a PDF that are wanted; of a picture None. Raises RequestError."""
+        if not is_pdf(data):
+            return [None]
+        return self._wanted.pick(count_pages(data, MediaLimits(), self._child))
+
+    def _is_bad(self, item: object, name: str) -> bool:
+        """Whether it is a page that has no vectors, which is reported."""
+        match item:
+            case {"object": "error", "page": page, "error": {"message": str(message)}}:
+                self._report(f"{name} page {page}", message)
+                return True
+        return False
 
 
-def _portions(total: int | None, known: frozenset[int | None]) -> list[str]:
-    """The pages that are to be asked for, a text each; an empty one is a picture."""
-    if total is None:
-        return [] if None in known else [""]
-    new = [str(number) for number in range(1, total + 1) if number not in known]
-    return [",".join(new[start : start + _PAGES_AT_ONCE]) for start in range(0, len(new), _PAGES_AT_ONCE)]
+def _part(coded: str, pages: Sequence[int | None]) -> dict[str, object]:
+    """The input for these pages of a file, in base64; a picture's one page is None."""
+    named = {} if None in pages else {"pages": ",".join(map(str, pages))}
+    return {"type": "file", "file": {"file_data": coded, **named}}
+
+
+def _is_of_media(answer: Result) -> bool:
+    """Whether other pages of the file may still do."""
+    match answer:
+        case {"error": {"code": InvalidMedia.code}}:
+            return True
+    return False
 
 
 def _kept(item: object, file: str, digest: str, model: str) -> KeptPage:

@@ -21,6 +21,7 @@ from onsight.core.errors import OnsightError, RequestError, StartError
 from onsight.core.messages import Image, ImageRef
 from onsight.core.pages import Pages
 from onsight.index.collection import Collection, Hit
+from onsight.index.pages import KeptPage, Page
 from onsight.media.door import MediaDoor
 
 
@@ -39,13 +40,14 @@ def search(
         model, asked = asyncio.run(_embed(settings, url, query))
         collection.check(model, asked.dims)
         hits = collection.search(asked, top)
+        kept = collection.fetch([hit.page.id for hit in hits]) if draw is not None else []
     for rank, hit in enumerate(hits, 1):
         typer.echo(_line(rank, hit) if as_json else _row(rank, hit))
     if draw is None:
         return
     try:
         draw.mkdir(parents=True, exist_ok=True)
-        bad = asyncio.run(_draw(asked, hits, draw))
+        bad = asyncio.run(_draw(asked, kept, draw))
     except OSError as error:
         raise StartError(f"{draw} cannot be written to: {error.strerror}") from None
     if bad:
@@ -74,7 +76,7 @@ def _line(rank: int, hit: Hit) -> str:
     return json.dumps({**facts, "sha256": page.digest, "model": page.model}, ensure_ascii=False)
 
 
-async def _draw(query: Embedding, hits: Sequence[Hit], folder: Path) -> int:
+async def _draw(query: Embedding, pages: Sequence[KeptPage], folder: Path) -> int:
     """Write each page with its heat-map; how many could not be. Raises OSError for a folder that cannot be used."""
     # Imported here: Pillow's decoders and numpy are not needed to search.
     from PIL import Image as Pillow
@@ -82,30 +84,29 @@ async def _draw(query: Embedding, hits: Sequence[Hit], folder: Path) -> int:
     from onsight.media.heat_map import draw_heat, heat_map
 
     door, bad = MediaDoor(), 0
-    heats = [heat_map(query, hit.page.embedding) for hit in hits]
+    heats = [heat_map(query, page.embedding) for page in pages]
     try:
-        for rank, (hit, heat) in enumerate(zip(hits, heats, strict=True), 1):
+        for rank, (page, heat) in enumerate(zip(pages, heats, strict=True), 1):
             try:
-                image = await _open(door, hit)
+                image = await _open(door, page)
             except (OSError, RequestError) as error:
                 bad += 1
-                print(f"onsight: {hit.page.file} cannot be drawn: {error}", file=sys.stderr)
+                print(f"onsight: {page.file} cannot be drawn: {error}", file=sys.stderr)
                 continue
             picture = Pillow.frombytes("RGB", (image.width, image.height), image.pixels)
             draw_heat(picture, heat, heats[0])
-            page = "" if hit.page.page is None else f"-{hit.page.page}"
-            picture.save(folder / f"{rank}-{Path(hit.page.file).stem}{page}.png")
+            number = "" if page.page is None else f"-{page.page}"
+            picture.save(folder / f"{rank}-{Path(page.file).stem}{number}.png")
     finally:
         door.close()
     return bad
 
 
-async def _open(door: MediaDoor, hit: Hit) -> Image:
+async def _open(door: MediaDoor, page: Page) -> Image:
     """The page as it was embedded. Raises OSError, or RequestError for a file that has changed since."""
-    data = await asyncio.to_thread(Path(hit.page.file).read_bytes)
-    if hashlib.sha256(data).hexdigest() != hit.page.digest:
+    data = await asyncio.to_thread(Path(page.file).read_bytes)
+    if hashlib.sha256(data).hexdigest() != page.digest:
         raise RequestError("it has changed since it was embedded; embed it again")
-    page = hit.page.page
-    pages = Pages(() if page is None else ((page, page),))
+    pages = Pages(() if page.page is None else ((page.page, page.page),))
     ((image,),) = await door.open_pages([ImageRef(data, pages=pages)])
     return image

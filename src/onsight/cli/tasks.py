@@ -16,9 +16,17 @@ from onsight.core.errors import StartError
 from onsight.core.geometry import Box, Point
 from onsight.core.messages import Image as Picture
 from onsight.core.messages import ImageRef
-from onsight.core.pages import read_spans
+from onsight.core.pages import Pages, read_spans
 
 PageOption = Annotated[str | None, typer.Option(help="Of PDFs: the pages to look at, like 1-3,7; all if unset.")]
+
+
+def read_page_option(pages: str | None) -> Pages:
+    """The pages that `--pages` means, all if unset. Raises StartError when it cannot be read."""
+    try:
+        return Pages(read_spans(pages) if pages is not None else ())
+    except ValueError as error:
+        raise StartError(f"--pages {pages!r}: {error}") from None
 
 
 def caption(
@@ -71,13 +79,8 @@ def locate(
 
 def _pages(pages: str | None) -> dict[str, str]:
     """The form's field for the pages. Raises StartError when they cannot be read."""
-    if pages is None:
-        return {}
-    try:
-        read_spans(pages)
-    except ValueError as error:
-        raise StartError(f"--pages {pages!r}: {error}") from None
-    return {"pages": pages}
+    read_page_option(pages)
+    return {} if pages is None else {"pages": pages}
 
 
 def _text(result: Result) -> str:

@@ -29,12 +29,14 @@ class VectorFile:
         self._is_parquet = path.suffix == ".parquet"
         if self._is_parquet and importlib.util.find_spec("pyarrow") is None:
             raise StartError("Parquet is written by pyarrow, which is not installed: pip install 'onsight[search]'")
-        self._pages: dict[str, KeptPage] = {page.id: page for page in self._read()} if path.exists() else {}
+        self._files: dict[str, dict[str, KeptPage]] = {}
+        if path.exists():
+            self.add(self._read())
         self._changed = False
 
     def prepare(self, model: str, dims: int) -> None:
         """Raises StartError when the file holds vectors of another model."""
-        for page in self._pages.values():
+        for page in self._every():
             if (page.model, page.embedding.dims) != (model, dims):
                 raise StartError(
                     f"{self._path} holds vectors of {page.model!r}, which mean nothing beside those of {model!r}: write"
@@ -43,15 +45,19 @@ class VectorFile:
 
     def known(self, file: str, digest: str) -> frozenset[int | None]:
         """Which pages of a file are there, as it is now."""
-        return frozenset(page.page for page in self._pages.values() if (page.file, page.digest) == (file, digest))
+        return frozenset(page.page for page in self._files.get(file, {}).values() if page.digest == digest)
 
     def add(self, pages: Sequence[KeptPage]) -> None:
         """Keep pages; what was kept of their files when these held something else goes."""
-        now = {page.file: page.digest for page in pages}
-        self._pages = {
-            id: page for id, page in self._pages.items() if now.get(page.file, page.digest) == page.digest
-        } | {page.id: page for page in pages}
-        self._changed = True
+        for page in pages:
+            held = self._files.setdefault(page.file, {})
+            if next(iter(held.values()), page).digest != page.digest:
+                held.clear()
+            held[page.id] = page
+            self._changed = True
+
+    def _every(self) -> list[KeptPage]:
+        return [page for held in self._files.values() for page in held.values()]
 
     def close(self) -> None:
         """Write the file, if anything is new. Raises StartError when that cannot be."""
@@ -60,7 +66,7 @@ class VectorFile:
         # First beside it, so that what stood there is whole whatever happens.
         new = self._path.with_name(f".{self._path.name}.new")
         try:
-            columns = _columns(list(self._pages.values()))
+            columns = _columns(self._every())
             _write_parquet(new, columns) if self._is_parquet else _write_npz(new, columns)
             os.replace(new, self._path)
         except OSError as error:

@@ -7,14 +7,14 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy
 
 from onsight.core.embedding import NO_IMAGE, Embedding, ImageSpan
 from onsight.core.errors import InvalidRequest, StartError, Unavailable
 from onsight.core.geometry import Size
-from onsight.index.pages import KeptPage
+from onsight.index.pages import KeptPage, Page
 
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient, models
@@ -23,9 +23,13 @@ Compression = Literal["int8", "binary"]
 PageId = int | str
 """A whole number from 0, or a UUID, as Qdrant has them."""
 
+_Held = dict[str, tuple[str, set[int | None]]]
+"""Each file's SHA-256, and which of its pages are kept."""
 _AT_ONCE = 16
 """Pages in one call to a server: with 768 vectors of 128 numbers each they are some 30 MB of JSON."""
 _TIMEOUT_S = 60
+_COMPARED_AGAIN = 2.0
+"""Of what a server finds in a compressed copy, so many times `most` are compared by the vectors themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ class Hit:
     """A page that was found. `score`: the sum over the query's vectors of the best match of each."""
 
     score: float
-    page: KeptPage
+    page: Page
 
 
 class Collection:
@@ -73,6 +77,7 @@ class Collection:
         self._place = place
         self._compression = compression
         self._one_at_a_time = threading.Lock()
+        self._files: _Held | None = None
         try:
             self._client: QdrantClient = (
                 QdrantClient(url=place.where, api_key=place.key, timeout=_TIMEOUT_S, check_compatibility=False)
@@ -148,39 +153,68 @@ class Collection:
 
     def known(self, file: str, digest: str) -> frozenset[int | None]:
         """Which pages of a file are there, as it is now."""
-        from qdrant_client import models
-
-        chosen = models.Filter(must=[_is("file", file), _is("sha256", digest)])
-        found: set[int | None] = set()
-        after: object = None
         with self._reached():
-            while True:
-                points, after = self._client.scroll(
-                    self._place.name, scroll_filter=chosen, limit=1000, offset=after, with_payload=["page"]
-                )
-                found.update((point.payload or {}).get("page") for point in points)
-                if after is None:
-                    return frozenset(found)
+            if self._place.is_server:
+                found = self._payloads([_is("file", file), _is("sha256", digest)], ["page"])
+                return frozenset(facts.get("page") for facts in found)
+            held, pages = self._held().get(file, (digest, set()))
+        return frozenset(pages if held == digest else ())
 
     def add(self, pages: Sequence[KeptPage]) -> None:
         """Keep pages of one file; what was kept of the file when it held something else goes."""
         from qdrant_client import models
 
         with self._reached():
+            held: _Held = {} if self._place.is_server else self._held()
             for start in range(0, len(pages), _AT_ONCE):
                 points = [_point(page) for page in pages[start : start + _AT_ONCE]]
                 self._client.upsert(self._place.name, points)
             for file, digest in {(page.file, page.digest) for page in pages}:
-                stale = models.Filter(must=[_is("file", file)], must_not=[_is("sha256", digest)])
-                self._client.delete(self._place.name, models.FilterSelector(filter=stale))
+                if self._place.is_server or held.get(file, (digest,))[0] != digest:
+                    stale = models.Filter(must=[_is("file", file)], must_not=[_is("sha256", digest)])
+                    self._client.delete(self._place.name, models.FilterSelector(filter=stale))
+                    held.pop(file, None)
+            for page in pages:
+                held.setdefault(page.file, (page.digest, set()))[1].add(page.page)
+
+    def _held(self) -> _Held:
+        """Of a folder, where every look for a file reads all points: what is in it, read once."""
+        if self._files is None:
+            self._files = {}
+            for facts in self._payloads([], ["file", "sha256", "page"]):
+                pages = self._files.setdefault(str(facts.get("file")), (str(facts.get("sha256")), set()))[1]
+                pages.add(facts.get("page"))
+        return self._files
+
+    def _payloads(self, chosen: list[models.FieldCondition], fields: list[str]) -> Iterator[dict[str, Any]]:
+        from qdrant_client import models
+
+        after: Any = None
+        while True:
+            points, after = self._client.scroll(
+                self._place.name,
+                scroll_filter=models.Filter(must=list(chosen)),
+                limit=1000,
+                offset=after,
+                with_payload=fields,
+            )
+            yield from (point.payload or {} for point in points)
+            if after is None:
+                return
 
     def search(self, query: Embedding, most: int) -> list[Hit]:
-        """The `most` best pages, best first."""
+        """The `most` best pages, best first, without their vectors."""
+        from qdrant_client import models
+
+        by_vectors = models.QuantizationSearchParams(rescore=True, oversampling=_COMPARED_AGAIN)
         with self._reached():
             found = self._client.query_points(
-                self._place.name, query=query.vectors(), limit=most, with_payload=True, with_vectors=True
+                self._place.name,
+                query=query.vectors(),
+                limit=most,
+                search_params=models.SearchParams(quantization=by_vectors) if self._place.is_server else None,
             )
-        return [Hit(point.score, _page(point.payload, point.vector)) for point in found.points]
+        return [Hit(point.score, _page(point.payload)) for point in found.points]
 
     def fetch(self, ids: Sequence[PageId]) -> list[KeptPage]:
         """The pages with these ids, in their order.
@@ -192,7 +226,7 @@ class Collection:
                 points = self._client.retrieve(self._place.name, list(dict.fromkeys(ids)), with_vectors=True)
         except StartError as error:
             raise Unavailable(str(error)) from None
-        kept = {str(point.id): _page(point.payload, point.vector) for point in points}
+        kept = {str(point.id): _kept(point.payload, point.vector) for point in points}
         missing = [one for one in ids if str(one) not in kept]
         if missing:
             raise InvalidRequest(f"the collection {self._place.name!r} has no page with the id {missing[0]!r}")
@@ -247,7 +281,7 @@ def _point(page: KeptPage) -> models.PointStruct:
     return models.PointStruct(id=page.id, vector=page.embedding.vectors(), payload=facts)
 
 
-def _page(facts: object, rows: object) -> KeptPage:
+def _page(facts: object) -> Page:
     """The page of a point. Raises StartError for a point that is none of ours."""
     match facts:
         case {
@@ -256,10 +290,22 @@ def _page(facts: object, rows: object) -> KeptPage:
             "page": int() | None as page,
             "sha256": str(digest),
             "size": [int(width), int(height)],
-            "image": None | [int(), int(), int()] as image,
         }:
+            return Page(file, page, digest, Size(width, height), model)
+    raise _strange()
+
+
+def _kept(facts: object, rows: object) -> KeptPage:
+    """As `_page`, with its vectors."""
+    page = _page(facts)
+    match facts:
+        case {"image": None | [int(), int(), int()] as image}:
             vectors = numpy.array(rows, numpy.float32)
             span = NO_IMAGE if image is None else ImageSpan(*image)
             embedding = Embedding(vectors.tobytes(), vectors.shape[0], vectors.shape[1], span)
-            return KeptPage(file, page, digest, Size(width, height), model, embedding)
-    raise StartError("the collection holds points that `onsight embed` did not make: name another one")
+            return KeptPage(page.file, page.page, page.digest, page.size, page.model, embedding)
+    raise _strange()
+
+
+def _strange() -> StartError:
+    return StartError("the collection holds points that `onsight embed` did not make: name another one")

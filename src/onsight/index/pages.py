@@ -1,4 +1,4 @@
-"""A page that is kept: its vectors, and which page of which file it is."""
+"""A page that is kept: which page of which file it is, and its vectors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _OURS = uuid.UUID("6f6e7369-6768-7470-a6e5-000000000001")
 
 
 @dataclass(frozen=True, slots=True)
-class KeptPage:
+class Page:
     """`file`: its path; `digest`: SHA-256 (hex) of its bytes. `page`: of a PDF, from 1; None for a picture. `size`: px.
 
-    `model`: the name of the model that made the vectors; those of another one mean nothing beside them.
+    `model`: the name of the model that made its vectors; those of another one mean nothing beside them.
     """
 
     file: str
@@ -24,9 +24,15 @@ class KeptPage:
     digest: str
     size: Size
     model: str
-    embedding: Embedding
 
     @property
     def id(self) -> str:
         """The same for the same page of the same file, whatever it holds, so that a changed one replaces itself."""
         return str(uuid.uuid5(_OURS, f"{self.page or 0} {self.file}"))
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPage(Page):
+    """A page with its vectors."""
+
+    embedding: Embedding

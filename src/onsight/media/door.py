@@ -7,7 +7,7 @@ import os
 import ssl
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from onsight.core.errors import InvalidMedia, InvalidRequest, RequestError, TooL
 from onsight.core.frames import FrameRule
 from onsight.core.geometry import Size
 from onsight.core.messages import Image, ImageRef, Video, VideoRef
+from onsight.core.together import together
 from onsight.media.containers import PictureFile
 from onsight.media.data_url import check_data_url, data_url_head, decode_data_url
 from onsight.media.decode_child import DecodeChild
@@ -24,7 +25,7 @@ from onsight.media.decoded import DecodedPictures
 from onsight.media.fetch import Fetcher, Resolver, system_resolver
 from onsight.media.image import read_header
 from onsight.media.limits import Kind, MediaLimits
-from onsight.media.pdf import PdfFile, draw_pdf, is_pdf, read_pdf
+from onsight.media.pdf import BadPage, PdfFile, draw_pdf, is_pdf, read_pdf
 from onsight.media.video import Clip, decode_clip, read_clip
 
 __all__ = ["MediaDoor", "MediaLimits"]
@@ -89,9 +90,20 @@ class MediaDoor:
         Nothing is decoded before all headers are known and allowed; `hold` is told their px then, and may refuse.
         """
         self._check(refs, "image")
-        files = await self._read(refs, "image", self._look)
+        files = await self._read(refs, "image", lambda ref, data: _whole_file(self._look(ref, data)))
         await hold(self._check_pixels(refs, files))
-        return await self._decode(refs, files, self._draw)
+        return await self._decode(refs, files, lambda ref, file: _whole(self._draw(ref, file, by_page=False)))
+
+    async def open_by_page(self, ref: ImageRef, hold: HoldPixels = _any_number) -> tuple[Image | BadPage, ...]:
+        """As `open_pages` for one reference, but a page of a PDF that cannot be shown is a BadPage in its place."""
+        self._check((ref,), "image")
+        files = await self._read((ref,), "image", self._look)
+        await hold(self._check_pixels((ref,), files))
+        (opened,) = await self._decode((ref,), files, lambda ref, file: self._draw(ref, file, by_page=True))
+        for page in opened:
+            if isinstance(page, BadPage):
+                page.error.param = ref.param
+        return opened
 
     def known_pixels(self, refs: Sequence[ImageRef]) -> int:
         """The px of those pictures that came with the request, as far as their first bytes tell.
@@ -124,9 +136,9 @@ class MediaDoor:
             raise InvalidMedia("this is a PDF, and only a picture will do here; send one of its pages as a picture")
         return read_pdf(data, ref.pages, ref.options, self.limits, self._child)
 
-    def _draw(self, ref: ImageRef, file: PictureFile | PdfFile) -> Opened:
+    def _draw(self, ref: ImageRef, file: PictureFile | PdfFile, *, by_page: bool) -> tuple[Image | BadPage, ...]:
         if isinstance(file, PdfFile):
-            return draw_pdf(file, ref.options, self.limits, self.decoded.cache, self._child)
+            return draw_pdf(file, ref.options, self.limits, self.decoded.cache, self._child, by_page)
         return (self.decoded.decode(file, ref.options),)
 
     async def open_videos(
@@ -155,7 +167,7 @@ class MediaDoor:
                 budget.take(len(data))
                 return await self._in_pool(lambda: work(ref, data))
 
-        return await _all(read(ref) for ref in refs)
+        return await together(read(ref) for ref in refs)
 
     async def _decode(
         self, refs: Sequence[Ref], files: Sequence[File], work: Callable[[Ref, File], T]
@@ -164,7 +176,7 @@ class MediaDoor:
             with _Blame(ref):
                 return await self._in_pool(lambda: work(ref, file))
 
-        return tuple(await _all(decode(ref, file) for ref, file in zip(refs, files, strict=True)))
+        return tuple(await together(decode(ref, file) for ref, file in zip(refs, files, strict=True)))
 
     def close(self) -> None:
         """Stop the threads and the child; what still waits to be decoded is dropped. May be called twice."""
@@ -212,7 +224,7 @@ class MediaDoor:
         """Hold the sums of all pictures and pages against the limits; their px."""
         sizes: list[Size] = []
         for ref, file in zip(refs, files, strict=True):
-            sizes += [size for _, size in file.pages] if isinstance(file, PdfFile) else [file.size]
+            sizes += [size for _, size in file.good] if isinstance(file, PdfFile) else [file.size]
             if len(sizes) > self.limits.max_images:
                 limit = f"the limit is {self.limits.max_images} (media.max_images)"
                 with _Blame(ref):
@@ -237,6 +249,21 @@ class MediaDoor:
 
     async def _in_pool(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
+
+
+def _whole_file(file: PictureFile | PdfFile) -> PictureFile | PdfFile:
+    """The same. Raises InvalidMedia when any page that is asked for cannot be drawn."""
+    if isinstance(file, PdfFile):
+        _whole(tuple(page for page in file.pages if isinstance(page, BadPage)))
+    return file
+
+
+def _whole(pages: tuple[Image | BadPage, ...]) -> Opened:
+    """The pictures. Raises the first bad page's error."""
+    for page in pages:
+        if isinstance(page, BadPage):
+            raise page.error
+    return tuple(page for page in pages if isinstance(page, Image))
 
 
 def _give_way() -> None:
@@ -284,13 +311,3 @@ class _Blame:
 def _scheme(url: str) -> str:
     head, colon, _ = url[:_MAX_SCHEME_CHARS].partition(":")
     return head.lower() if colon and head.isascii() and head.replace("+", "").replace("-", "").isalnum() else ""
-
-
-async def _all(work: Iterable[Coroutine[None, None, T]]) -> list[T]:
-    """The results in order; the first failure stops the rest and is raised as itself."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(item) for item in work]
-    except ExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from dataclasses import dataclass, replace
 from typing import IO
 
@@ -28,15 +29,29 @@ _MOST_POINTS = 14_400
 
 
 @dataclass(frozen=True, slots=True)
+class BadPage:
+    """Why page `number` (from 1) of a PDF is no picture; others of it may be."""
+
+    number: int
+    error: InvalidMedia
+
+
+@dataclass(frozen=True, slots=True)
 class PdfFile:
-    """A PDF that was looked at. `pages`: (number, size in px that it will be drawn at) of those asked for.
+    """A PDF that was looked at. `pages`: (number, size in px that it will be drawn at) of those asked for, or what is
+    wrong with them.
 
     `digest`: SHA-256 (hex) of the file.
     """
 
     data: bytes
-    pages: tuple[tuple[int, Size], ...]
+    pages: tuple[tuple[int, Size] | BadPage, ...]
     digest: str
+
+    @property
+    def good(self) -> tuple[tuple[int, Size], ...]:
+        """The pages that can be drawn, as far as their sizes say."""
+        return tuple(page for page in self.pages if not isinstance(page, BadPage))
 
 
 def is_pdf(data: bytes) -> bool:
@@ -55,7 +70,8 @@ def count_pages(data: bytes, limits: MediaLimits, child: DecodeChild) -> int:
 def read_pdf(data: bytes, pages: Pages, options: ImageOptions, limits: MediaLimits, child: DecodeChild) -> PdfFile:
     """Look how many pages there are and how large those that are asked for; none is drawn. Not for the event loop.
 
-    Raises InvalidMedia for a file that cannot be read or is not allowed, InvalidRequest for a page that it lacks.
+    Raises InvalidMedia for a file that cannot be read, or of which too much is asked, InvalidRequest for a page that it
+    lacks.
     """
     task = {"spans": pages.spans, "most": limits.max_images}
     try:
@@ -72,40 +88,72 @@ def read_pdf(data: bytes, pages: Pages, options: ImageOptions, limits: MediaLimi
         )
     share = limits.max_request_pixels // len(wanted)
     most = min(share, limits.max_pixels, options.max_pixels or share)
-    sizes = {number: _drawn_size(number, width, height, most, limits) for number, width, height in facts["sizes"]}
-    return PdfFile(data, tuple((number, sizes[number]) for number in wanted), hashlib.sha256(data).hexdigest())
+    looked = {number: _look(number, width, height, most, limits) for number, width, height in facts["sizes"]}
+    return PdfFile(data, tuple(looked[number] for number in wanted), hashlib.sha256(data).hexdigest())
 
 
 def draw_pdf(
-    file: PdfFile, options: ImageOptions, limits: MediaLimits, cache: ByteCache[Image], child: DecodeChild
-) -> tuple[Image, ...]:
+    file: PdfFile,
+    options: ImageOptions,
+    limits: MediaLimits,
+    cache: ByteCache[Image],
+    child: DecodeChild,
+    by_page: bool,
+) -> tuple[Image | BadPage, ...]:
     """The pages' pictures, in the order asked for; what `cache` holds is not drawn again. Not for the event loop.
 
-    Raises InvalidMedia when a page cannot be drawn, or all of them not within `pdf_draw_s`.
+    A page that breaks the decoder, or the first that is not drawn within `pdf_draw_s`, is a BadPage and takes those
+    after it along; `by_page`: these are tried without it, while the time allows.
     """
-    keys = {number: f"{file.digest} {number} {size}" for number, size in file.pages}
-    drawn = {number: known for number, key in keys.items() if (known := cache.find(key)) is not None}
-    missing = [(number, size) for number, size in file.pages if number not in drawn]
+    keys = {number: f"{file.digest} {number} {size}" for number, size in file.good}
+    drawn: dict[int, Image | BadPage] = {
+        number: known for number, key in keys.items() if (known := cache.find(key)) is not None
+    }
+    missing = [(number, size) for number, size in file.good if number not in drawn]
 
     def read(answer: IO[bytes]) -> None:
         for number, size in missing:
+            if answer.read(1) == b"\0":
+                drawn[number] = BadPage(number, _damaged(number))
+                continue
             pixels = answer.read(size.width * size.height * 3)
             # Less came when the file was refused, which is known when the answer has ended.
             if len(pixels) == size.width * size.height * 3:
-                drawn[number] = replace(Image.of(pixels, size.width, size.height), page=number)
-                cache.keep(keys[number], drawn[number], len(pixels))
+                image = drawn[number] = replace(Image.of(pixels, size.width, size.height), page=number)
+                cache.keep(keys[number], image, len(pixels))
 
-    if missing:
+    began_s = time.monotonic()
+    while missing:
         task = {"pages": [(number, size.width, size.height) for number, size in missing]}
         try:
             child.ask("draw a pdf", task, file.data, limits.pdf_draw_s, read)
+            break
         except Refused as refused:
-            raise _refusal(refused.verdict, limits) from None
-    return tuple(replace(drawn[number], options=options) for number in keys)
+            missing = [(number, size) for number, size in missing if number not in drawn]
+            late = refused.verdict is Verdict.SLOW or time.monotonic() - began_s > limits.pdf_draw_s
+            culprits = missing[:1] if by_page and not late else missing
+            for number, _ in culprits:
+                broken = by_page and refused.verdict is Verdict.BROKEN
+                drawn[number] = BadPage(number, _damaged(number) if broken else _refusal(refused.verdict, limits))
+            missing = missing[len(culprits) :]
+    return tuple(page if isinstance(page, BadPage) else _shown(drawn[page[0]], options) for page in file.pages)
+
+
+def _shown(page: Image | BadPage, options: ImageOptions) -> Image | BadPage:
+    return page if isinstance(page, BadPage) else replace(page, options=options)
+
+
+def _look(number: int, width: float, height: float, most: int, limits: MediaLimits) -> tuple[int, Size] | BadPage:
+    try:
+        return number, _drawn_size(number, width, height, most, limits)
+    except InvalidMedia as error:
+        return BadPage(number, error)
 
 
 def _drawn_size(number: int, width: float, height: float, most: int, limits: MediaLimits) -> Size:
     """The px of a page of that size in points: at the usual resolution, or at the finest one of `most` px."""
+    if not width and not height:
+        raise _damaged(number)
     for side in (width, height):
         # Said of what is no number, too.
         if not 0 < side <= _MOST_POINTS:
@@ -117,6 +165,10 @@ def _drawn_size(number: int, width: float, height: float, most: int, limits: Med
     size = Size(max(1, int(width * scale)), max(1, int(height * scale)))
     limits.check_size(size, f"page {number} of the PDF is")
     return size
+
+
+def _damaged(number: int) -> InvalidMedia:
+    return InvalidMedia(f"cannot decode page {number} of the PDF: it is damaged; save the file again and resend")
 
 
 def _refusal(verdict: Verdict, limits: MediaLimits) -> InvalidMedia:

@@ -35,31 +35,46 @@ class DrawTask(TypedDict):
 
 
 def tell_pdf(task: TellTask, data: bytes, out: BinaryIO) -> None:
-    """As JSON, how many pages there are, and the sizes of the wanted ones in points (1/72 inch), as they are shown."""
+    """As JSON, how many pages there are, and the sizes of the wanted ones in points (1/72 inch), as they are shown; 0x0
+    of a page that cannot be read."""
     with _opened(data) as document:
         total = len(document)
         spans = task["spans"] or [(1, total)]
         most = task["most"]
         wanted = [number for first, last in spans for number in range(first, min(last, total, first + most) + 1)]
-        sizes = [(number, *document.get_page_size(number - 1)) for number in wanted[:most]]
+        sizes = [(number, *_size(document, number)) for number in wanted[:most]]
         out.write(json.dumps({"total": total, "sizes": sizes}).encode())
 
 
 def draw_pdf_pages(task: DrawTask, data: bytes, out: BinaryIO) -> None:
-    """The pixels of the wanted pages on white, one after another, RGB, 8 bits a channel, row by row."""
+    """For each wanted page a byte 1 and its pixels on white, RGB, 8 bits a channel, row by row; or a byte 0, where it
+    cannot be read."""
     with _opened(data) as document:
         document.init_forms()
         for number, width, height in task["pages"]:
+            try:
+                page = document[number - 1]
+            except pypdfium2.PdfiumError:
+                out.write(b"\0")
+                continue
             bitmap = pypdfium2.PdfBitmap.new_native(width, height, pypdfium2.raw.FPDFBitmap_BGR)
             bitmap.fill_rect((255, 255, 255, 255), 0, 0, width, height)
-            page = document[number - 1]
             flags = pypdfium2.raw.FPDF_ANNOT | pypdfium2.raw.FPDF_REVERSE_BYTE_ORDER
             pypdfium2.raw.FPDF_RenderPageBitmap(bitmap, page, 0, 0, width, height, 0, flags)
             if document.formenv is not None:
                 pypdfium2.raw.FPDF_FFLDraw(document.formenv, bitmap, page, 0, 0, width, height, 0, flags)
             page.close()
+            out.write(b"\1")
             out.write(bitmap.buffer)
             bitmap.close()
+
+
+def _size(document: pypdfium2.PdfDocument, number: int) -> tuple[float, float]:
+    try:
+        width, height = document.get_page_size(number - 1)
+        return width, height
+    except pypdfium2.PdfiumError:
+        return 0, 0
 
 
 @contextmanager

@@ -32,6 +32,25 @@ class QueueLimits:
     timeout_s: float | None = None
 
 
+class RequestPixels:
+    """The px that the inputs of one request have open: together at most `most`, or one of them alone more."""
+
+    def __init__(self, most: int) -> None:
+        self.held = 0
+        self._most = most
+        self._given_back = asyncio.Event()
+
+    async def room(self, count: int) -> None:
+        """Wait until the request's other inputs leave room for `count` px."""
+        while self.held and self.held + count > self._most:
+            self._given_back.clear()
+            await self._given_back.wait()
+
+    def add(self, count: int) -> None:
+        self.held += count
+        self._given_back.set()
+
+
 class Admission:
     """Counts what is in use. Used from the event loop alone, so it needs no lock."""
 
@@ -89,19 +108,22 @@ class Admission:
                 self._empty.set()
 
     @contextmanager
-    def pixels(self, caller: str = "") -> Iterator[HoldPixels]:
+    def pixels(self, caller: str = "", request: RequestPixels | None = None) -> Iterator[HoldPixels]:
         """What counts a request's media for the length of the block; a request alone may have any number of px.
 
-        It raises Overloaded when others, or others of the same caller, have too many.
+        It raises Overloaded when others, or others of the same caller, have too many. `request`: where the block is for
+        one input of several, what the others have open; it is waited for, and refuses nothing.
         """
-        own = 0
+        own, whole = 0, request or RequestPixels(sys.maxsize)
 
         async def hold(count: int) -> None:
             nonlocal own
-            self._check_pixels(count, own, caller)
+            await whole.room(count)
+            self._check_pixels(count, own if request is None else request.held, caller)
             own += count
             self.pixels_held += count
             self._pixel_holders[caller] += count
+            whole.add(count)
 
         try:
             yield hold
@@ -110,6 +132,7 @@ class Admission:
             self._pixel_holders[caller] -= own
             if not self._pixel_holders[caller]:
                 del self._pixel_holders[caller]
+            whole.add(-own)
 
     def _check_pixels(self, count: int, own: int, caller: str) -> None:
         """Refuse `count` px more for a request of `caller` that holds `own` of them, if that is too much."""

@@ -12,10 +12,12 @@ from onsight.core.embedding import Embedding
 from onsight.core.engine import EmbedEngine
 from onsight.core.errors import EngineFailed, InvalidRequest, Overloaded, RequestError, TimedOut, TooLarge, Unsupported
 from onsight.core.geometry import Size
-from onsight.core.messages import ImageRef, Text
+from onsight.core.messages import Image, ImageRef, Text
+from onsight.core.together import together
 from onsight.index.collection import Collection, PageId
 from onsight.media.door import MediaDoor
-from onsight.tasks.admission import Admission
+from onsight.media.pdf import BadPage
+from onsight.tasks.admission import Admission, RequestPixels
 from onsight.tasks.record import Bookkeeper, Record, kept
 from onsight.tasks.roster import LoadedEmbedder, Roster
 from onsight.tasks.vectors import VectorForm, form
@@ -31,6 +33,9 @@ class KeptRef:
     id: PageId
     param: str | None = None
 
+
+_OF_ONE = (InvalidRequest, TooLarge, TimedOut, Overloaded, EngineFailed)
+"""What concerns one input or page; anything else ends the request."""
 
 _PAGES_AT_ONCE = 8
 """Pictures and PDFs of one request that are opened and not yet sent; so its memory does not grow with its length."""
@@ -85,10 +90,20 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Why input `index` (0-based) has no vectors; the others have."""
+    """Why input `index` (0-based) has no vectors, or `page` of it, a PDF (from 1); the others have."""
 
     index: int
     error: RequestError
+    page: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """What became of an input or of a page of it; `page` and `size` as in `Embedded`."""
+
+    made: Embedding | RequestError
+    page: int | None = None
+    size: Size | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +136,11 @@ class Embed:
         self._max_inputs = max_inputs
         self._index = index
 
+    @property
+    def most_pages(self) -> int:
+        """Most pages of an answer that is held as a whole."""
+        return self._door.limits.max_images
+
     async def stream(self, call: EmbedCall) -> AsyncGenerator[Embedded | Refused, None]:
         """Each input's vectors, or why there are none, in the order of the inputs. Closing it cancels the rest.
 
@@ -136,7 +156,7 @@ class Embed:
                 each = self._each(call.inputs, loaded.engine, record, call.form)
                 async with aclosing(deadline.follow(each)) as items:
                     async for item in items:
-                        if isinstance(item, Refused) and len(call.inputs) == 1:
+                        if isinstance(item, Refused) and item.page is None and len(call.inputs) == 1:
                             raise item.error
                         if not call.streamed:
                             self._check_pages(record.images, "input")
@@ -217,20 +237,28 @@ class Embed:
         self, inputs: Sequence[Input], engine: EmbedEngine, record: Record, wanted: VectorForm
     ) -> AsyncGenerator[Embedded | Refused, None]:
         opened = asyncio.Semaphore(_PAGES_AT_ONCE)
-        asking = deque(asyncio.create_task(self._one(one, engine, record.caller, opened)) for one in inputs)
+        pixels = RequestPixels(self._door.limits.max_request_pixels)
+
+        async def pieces(one: Input) -> list[_Piece]:
+            match one:
+                case Embedding():
+                    return [_Piece(one)]
+                case Text():
+                    return [_Piece(await engine.embed(one, record.caller))]
+                case ImageRef():
+                    await opened.acquire()  # given back by whoever takes the vectors
+                    return await self._pages(one, engine, record.caller, pixels)
+
+        asking = deque(asyncio.create_task(pieces(one)) for one in inputs)
         try:
             for index, one in enumerate(inputs):
                 try:
                     # Taken out of the queue, so that vectors which have been sent are kept by nobody.
-                    for embedding, page, size in await asking.popleft():
-                        sent = isinstance(one, Embedding)
-                        tokens, image_tokens = (0, 0) if sent else (embedding.rows, embedding.image.length)
-                        record.embedded(tokens, image_tokens)
-                        record.images += isinstance(one, ImageRef)
-                        made = embedding if wanted == VectorForm() else await asyncio.to_thread(form, embedding, wanted)
-                        yield Embedded(index, made, tokens, image_tokens, page, size)
-                except (InvalidRequest, TooLarge, TimedOut, Overloaded, EngineFailed) as error:
-                    yield Refused(index, error)
+                    found = await asking.popleft()
+                except _OF_ONE as error:
+                    found = [_Piece(error)]
+                for piece in found:
+                    yield await _told(index, one, piece, record, wanted)
                 if isinstance(one, ImageRef):
                     opened.release()
         finally:
@@ -238,22 +266,24 @@ class Embed:
                 task.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
 
-    async def _one(
-        self, one: Input, engine: EmbedEngine, caller: str, opened: asyncio.Semaphore
-    ) -> list[tuple[Embedding, int | None, Size | None]]:
-        """(vectors, page of a PDF, size) of each page; of anything else there is one."""
-        match one:
-            case Embedding():
-                return [(one, None, None)]
-            case Text():
-                return [(await engine.embed(one, caller), None, None)]
-            case ImageRef():
-                await opened.acquire()  # given back by whoever takes the vectors
-                async with self._turns.turn(caller):
-                    with self._admission.pixels() as hold:
-                        (images,) = await self._door.open_pages((one,), hold)
-                        made = await asyncio.gather(*(engine.embed(image, caller) for image in images))
-                return [(embedding, image.page, image.size) for image, embedding in zip(images, made, strict=True)]
+    async def _pages(self, ref: ImageRef, engine: EmbedEngine, caller: str, pixels: RequestPixels) -> list[_Piece]:
+        """One piece a page. Raises what concerns the file, or each of its pages."""
+
+        async def one(page: Image | BadPage) -> _Piece:
+            if isinstance(page, BadPage):
+                return _Piece(page.error, page.number)
+            try:
+                return _Piece(await engine.embed(page, caller), page.page, page.size)
+            except _OF_ONE as error:
+                return _Piece(error, page.page)
+
+        async with self._turns.turn(caller):
+            with self._admission.pixels(caller, pixels) as hold:
+                made = await together(one(page) for page in await self._door.open_by_page(ref, hold))
+        errors = [piece.made for piece in made if isinstance(piece.made, RequestError)]
+        if len(errors) == len(made):
+            raise errors[0]
+        return made
 
     def _check(self, inputs: Sequence[Input | KeptRef], noun: str, *, streamed: bool = False) -> None:
         """What no model can answer."""
@@ -268,13 +298,27 @@ class Embed:
 
     def _check_pages(self, pages: int, noun: str) -> None:
         """Refuse more pages than an answer may have that is held as a whole."""
-        most = self._door.limits.max_images
-        if pages > most:
+        if pages > self.most_pages:
             raise InvalidRequest(
-                f"{noun} has {pages} pages or more; the limit is {most} (media.max_images) where the answer is not"
-                " streamed",
+                f"{noun} has {pages} pages or more; the limit is {self.most_pages} (media.max_images) where the answer"
+                " is not streamed",
                 param=noun,
             )
+
+
+async def _told(index: int, one: Input, piece: _Piece, record: Record, wanted: VectorForm) -> Embedded | Refused:
+    """The piece in the wanted form, when `record` knows of it."""
+    made = piece.made
+    if isinstance(made, RequestError):
+        return Refused(index, made, piece.page)
+    tokens, image_tokens = (0, 0) if isinstance(one, Embedding) else (made.rows, made.image.length)
+    record.embedded(tokens, image_tokens)
+    record.images += isinstance(one, ImageRef)
+    try:
+        shaped = made if wanted == VectorForm() else await asyncio.to_thread(form, made, wanted)
+    except InvalidRequest as error:
+        return Refused(index, error, piece.page)
+    return Embedded(index, shaped, tokens, image_tokens, piece.page, piece.size)
 
 
 def _check_form(call: EmbedCall) -> None:

@@ -143,7 +143,8 @@ class SearchTab:
             pile.refused.append((files[0].upload, error))
         for file, vectors in zip(files, made, strict=True):
             pile.sheets += [Sheet(file.upload, number, embedding) for number, embedding in vectors]
-            if vectors:
+            # A file with a bad page is read again, and the page told of again.
+            if vectors and all(upload != file.upload for upload, _ in pile.refused):
                 self._kept.keep(file.key, tuple(vectors), sum(len(embedding.values) for _, embedding in vectors))
 
     async def _query(self, question: str) -> Embedding:
@@ -165,7 +166,7 @@ class SearchTab:
         place, words = self._desk.place, self._desk.words
         pages = None if sheet.number is None else Pages(((sheet.number, sheet.number),))
         deadline = place.admission.deadline()
-        with place.admission.place(caller=CALLER), place.admission.pixels() as hold:
+        with place.admission.place(caller=CALLER), place.admission.pixels(CALLER) as hold:
             data = await asyncio.to_thread(self._desk.uploads.read, sheet.upload)
             ((image,),) = await deadline.within(place.door.open_pages((ImageRef(data, pages=pages),), hold))
             label = words("search.hit", rank=rank, place=self._name(sheet), score=f"{sheet.score:.2f}")

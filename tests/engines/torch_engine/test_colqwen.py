@@ -19,8 +19,9 @@ from onsight.core.errors import ContextTooLong, InvalidMedia, InvalidRequest, St
 from onsight.core.messages import ImageOptions, Text
 from onsight.engines.torch_engine import TorchEngine, TorchSettings
 from onsight.engines.torch_engine.families.colqwen import ColQwen
+from onsight.engines.torch_engine.scoring import max_sim
 from onsight.models.card import find_card
-from tests.colpali_vectors import PAGES, QUERIES, VECTORS
+from tests.colpali_vectors import PAGES, QUERIES, SIZES, VECTORS
 from tests.engines.fidelity import note
 from tests.engines.torch_engine.colqwen_reference import ColQwenReference
 from tests.engines.torch_engine.embedding import ASKED, BLUE, GREEN, RED, SHOWN, embed, farthest, load, vectors
@@ -31,11 +32,6 @@ pytestmark = pytest.mark.model
 
 EXACT = 1e-5
 MATES = 1e-5
-ODD_SIZES = [
-    (1, 1), (13, 13), (14, 14), (27, 29), (28, 28), (41, 43), (42, 70), (56, 57), (70, 42), (98, 126), (100, 1),
-    (1, 100), (199, 1), (3, 600), (600, 3), (224, 224), (223, 225), (225, 223), (256, 196), (300, 200), (200, 301),
-    (333, 77), (77, 333), (511, 513), (512, 512), (640, 480), (800, 33), (1024, 768), (1000, 999), (1920, 1080),
-]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +57,16 @@ def test_vectors_and_tokens_are_those_that_colpali_engine_made(model: ColQwen) -
         ids = model.read(Text(one) if isinstance(one, str) else one).token_ids
         assert ids == stored[f"{name}_ids"].tolist()
         assert farthest(made, stored[name]) <= EXACT
+
+
+def test_scores_and_patches_are_those_of_colpali_engine(model: ColQwen, usual: ColQwen) -> None:
+    stored = load_file(VECTORS)
+    made = embed(model, *QUERIES, *PAGES)
+    scores = torch.tensor(max_sim(made[: len(QUERIES)], made[len(QUERIES) :]))
+    assert scores.shape == stored["scores"].shape == (2, 2)
+    assert (scores - stored["scores"]).abs().max() <= EXACT
+    assert len(SIZES) == len(set(SIZES)) == 50
+    assert [usual.n_patches(*size) for size in SIZES] == [tuple(grid) for grid in stored["patches"].tolist()]
 
 
 @pytest.mark.fidelity
@@ -150,7 +156,7 @@ def test_typed_special_tokens_are_plain_characters(model: ColQwen, typed: str) -
     assert embed(model, typed)[0].image == NO_IMAGE
 
 
-@pytest.mark.parametrize("size", ODD_SIZES)
+@pytest.mark.parametrize("size", SIZES[:30])
 def test_pages_are_prepared_as_by_the_image_processor(
     model: ColQwen, reference: ColQwenReference, size: tuple[int, int]
 ) -> None:
@@ -181,7 +187,7 @@ def test_patches_of_known_sizes(usual: ColQwen, size: tuple[int, int], grid: tup
     assert usual.n_patches(*size) == grid
 
 
-@pytest.mark.parametrize("size", ODD_SIZES)
+@pytest.mark.parametrize("size", SIZES[:30])
 def test_patches_follow_smart_resize_up_to_768_tokens(usual: ColQwen, size: tuple[int, int]) -> None:
     height, width = smart_resize(size[1], size[0], factor=28, min_pixels=3136, max_pixels=602112)
     assert usual.n_patches(*size) == (width // 28, height // 28)

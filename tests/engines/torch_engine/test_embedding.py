@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from onsight.engines.torch_engine import TorchEmbedEngine, TorchSettings
 from onsight.engines.torch_engine.embed_queue import Asked, EmbedQueue
 from onsight.engines.torch_engine.families.colqwen import ColQwen
 from onsight.engines.torch_engine.loading import Checkpoint
+from onsight.engines.torch_engine.prepare_pool import PreparePool
 from onsight.engines.torch_engine.prompt import Prompt, Span
 from onsight.models.card import find_card
 from tests.engines.torch_engine.asking import Panic
@@ -35,18 +37,21 @@ POISON, UNREADABLE = draw((7, 7, 7), 64, 48), draw((8, 8, 8), 64, 48)
 
 class Watched(ColQwen):
     """A ColQwen that notes its batches, breaks on one page when preparing and on another in a forward, and waits in
-    every forward as long as `gate` is closed."""
+    every forward as long as `gate` is closed, with every page as long as `desk` is."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.batches: list[Sequence[Prompt]] = []
         self.error: type[BaseException] = RuntimeError
-        self.gate = threading.Event()
+        self.gate, self.desk = threading.Event(), threading.Event()
         self.gate.set()
+        self.desk.set()
         super().__init__(checkpoint)
 
     def look(self, prompt: Prompt) -> None:
         if any(span.plan.image.digest == UNREADABLE.digest for span in prompt.spans):
             raise self.error("the secret path /etc/shadow")
+        if prompt.spans:
+            assert self.desk.wait(20)
         super().look(prompt)
 
     def embed(self, prompts: Sequence[Prompt], batch_tokens: int = 16_384) -> list[Embedding]:
@@ -274,6 +279,47 @@ async def test_closing_reaches_everyone_who_waits(running: Running) -> None:
             running.engine.n_patches(10, 10)
         await running.engine.close()
         assert running.engine.status().state == "dead"
+
+
+async def test_pages_that_are_prepared_hold_up_neither_queries_nor_scores(running: Running) -> None:
+    running.model.desk.clear()
+    pages = running.ask(*[draw(RED, 60, 40)] * 40)
+    try:
+        async with asyncio.timeout(10):
+            short, long = await asyncio.gather(*running.ask("short", "the " * 520))
+            ((score,),) = await running.engine.score([short], [long])
+    finally:
+        running.model.desk.set()
+    assert score == pytest.approx(float((vectors(short) @ vectors(long).T).max(dim=1).values.sum()), abs=1e-5)
+    assert not any(page.done() for page in pages)
+    assert len(await asyncio.gather(*pages)) == 40
+
+
+async def test_short_texts_that_wait_are_prepared_together_and_each_fails_alone(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed: list[int] = []
+    true = PreparePool.run_all
+
+    async def noted(self: PreparePool, work: Any, subjects: Sequence[Any]) -> list[Any]:
+        handed.append(len(subjects))
+        return await true(self, work, subjects)
+
+    def read(one: Text | Image) -> Prompt:
+        if one == Text("b"):
+            raise RuntimeError("the secret path /etc/shadow")
+        return ColQwen.read(running.model, one)
+
+    monkeypatch.setattr(PreparePool, "run_all", noted)
+    monkeypatch.setattr(running.model, "read", read)
+    tasks = running.ask(*"abcdefgh")
+    made = await asyncio.gather(*tasks, return_exceptions=True)
+    assert handed == [8]
+    assert [type(one) for one in made] == [Embedding, EngineFailed, *[Embedding] * 6]
+    leaving, staying = running.ask("i", "j")
+    await asyncio.sleep(0)
+    leaving.cancel()
+    assert (await staying).rows == 11
 
 
 async def test_scores_are_max_sim(running: Running) -> None:

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import aclosing
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
@@ -28,7 +28,6 @@ from onsight.tasks.embed import EmbedCall, Refused
 PATHS = ("/info", "/patches", "/embed/queries", "/embed/images")
 """Where errors are `{"detail": ...}`."""
 
-FILES = FileField("files", repeated=True)
 FORM = {
     "type": "object",
     "properties": {"files": {"type": "array", "items": {"type": "string", "format": "binary"}}},
@@ -54,11 +53,14 @@ class Info(BaseModel):
     image_token_id: int
 
 
+_Side = Annotated[int, Field(ge=-1_000_000, le=1_000_000)]
+
+
 class Dimensions(Strict):
     """A page's size in px."""
 
-    width: int
-    height: int
+    width: _Side
+    height: _Side
 
 
 class PatchesRequest(Strict):
@@ -196,7 +198,7 @@ class ColQwenRoutes:
     async def images(self, request: Request) -> Response:
         """The vectors of pages, each a file."""
         self._refuse_early(request)
-        files = (await _read_form(request)).files
+        files = (await _read_form(request, self._services.embed.most_pages)).files
         refs = tuple(ImageRef(file.data, param=_shown(number, file)) for number, file in enumerate(files))
         made = await self._embed(request, refs)
         return _json(await asyncio.to_thread(_page_vectors, made))
@@ -229,9 +231,9 @@ async def _read_json(request: Request, model: type[Wire]) -> Wire:
         raise Unprocessable(error.message, place=("body", *place), code=error.code) from None
 
 
-async def _read_form(request: Request) -> Form:
+async def _read_form(request: Request, most_files: int) -> Form:
     try:
-        form = await read_multipart(request, FILES)
+        form = await read_multipart(request, FileField("files", repeated=True, most=most_files))
     except WrongContentType as error:
         raise Unprocessable(error.message, place=("body", "files"), code="missing") from None
     for name in form.texts:

@@ -21,6 +21,13 @@ from onsight.tasks.vectors import Dtype, pack
 _ALIGNED = 8
 """The bytes after a header begin at a multiple of this, so that they can be read in place."""
 
+RAW_LAYOUT = (
+    "8 bytes: the header's length, little-endian. The header: JSON as in `RawHeader`, padded with spaces to a multiple"
+    " of 8 bytes. Then the vectors: those of an entry are bytes `start` to `end` after the header, row after row,"
+    " little-endian; `shape` is [rows, numbers of a vector]. f32 and f16 are floats, int8 numbers are 127ths, and of"
+    " binary 8 signs are a byte, the first in the highest bit."
+)
+
 Encoding = Literal["float", "base64"]
 
 
@@ -65,11 +72,12 @@ class EmbeddingObject(BaseModel):
 
 
 class RefusedObject(BaseModel):
-    """Why an input has no vectors; the others have."""
+    """Why an input has no vectors, or `page` of it, a PDF; the others have."""
 
     object: Literal["error"] = "error"
     index: int
     error: ErrorObject
+    page: int | None
 
 
 class EmbeddingList(BaseModel):
@@ -166,7 +174,7 @@ def raw(items: Sequence[Embedded | Refused], style: Style) -> bytes:
     entries, pieces, start = [], [], 0
     for item in items:
         if isinstance(item, Refused):
-            entries.append(RawEntry(index=item.index, error=error_answer(item.error).error))
+            entries.append(RawEntry(index=item.index, page=item.page, error=error_answer(item.error).error))
             continue
         piece = pack(item.embedding, style.dtype).tobytes()
         shape, end = (item.embedding.rows, item.embedding.dims), start + len(piece)
@@ -234,7 +242,7 @@ def _line(item: Embedded | Refused, style: Style) -> bytes:
 
 def _object(item: Embedded | Refused, style: Style) -> EmbeddingObject | RefusedObject:
     if isinstance(item, Refused):
-        return RefusedObject(index=item.index, error=error_answer(item.error).error)
+        return RefusedObject(index=item.index, error=error_answer(item.error).error, page=item.page)
     numbers = pack(item.embedding, style.dtype)
     # Built unchecked: checking a hundred thousand numbers of our own takes longer than writing them.
     return EmbeddingObject.model_construct(

@@ -17,7 +17,7 @@ from onsight.api.services import Services
 from onsight.api.sse import EventStream
 from onsight.api.vectors.answers import Style, lines, ranking, raw, scores, whole
 from onsight.api.vectors.calls import embed_call, rerank_call, score_call
-from onsight.api.vectors.wire import EmbeddingsRequest, RerankRequest, ScoreRequest
+from onsight.api.vectors.wire import MOST_VALUES, EmbeddingsRequest, RerankRequest, ScoreRequest
 from onsight.core.errors import InvalidRequest
 from onsight.tasks.embed import EmbedCall, Embedded, Refused, ScoreCall, Scores
 
@@ -62,7 +62,7 @@ class VectorRoutes:
     async def score(self, request: Request) -> Response:
         """How well documents answer one query, or each its own."""
         self._refuse_early(request)
-        wire = await read_json(request, ScoreRequest)
+        wire = await read_json(request, ScoreRequest, MOST_VALUES)
         call = await asyncio.to_thread(score_call, wire, request_id(request.scope), caller_name(request.scope))
         model = self._services.roster.find_embedder(wire.model).name
         return _json(scores(model, await self._score(request, call)))
@@ -70,7 +70,7 @@ class VectorRoutes:
     async def rerank(self, request: Request) -> Response:
         """Documents by how well they answer a query."""
         self._refuse_early(request)
-        wire = await read_json(request, RerankRequest)
+        wire = await read_json(request, RerankRequest, MOST_VALUES)
         call = await asyncio.to_thread(rerank_call, wire, request_id(request.scope), caller_name(request.scope))
         model = self._services.roster.find_embedder(wire.model).name
         found = await self._score(request, call)

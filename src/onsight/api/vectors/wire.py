@@ -43,10 +43,14 @@ Items = Annotated[
 """Queries are texts, pages are pictures."""
 
 
+MOST_VALUES = 4_000_000
+"""In a body with vectors as numbers: forty pages of 768 vectors, which is more than `max_body_mb` usually holds."""
+
+
 class Vectors(Strict):
     """Vectors as an answer of ours gave them: numbers [rows][numbers], or base64 of `shape` [rows, numbers]."""
 
-    embedding: str | list[list[float]]
+    embedding: str | Annotated[list[Annotated[list[float], Field(fail_fast=True)]], Field(fail_fast=True)]
     dtype: Dtype = "f32"
     shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] | None = None
 

@@ -23,7 +23,7 @@ from onsight.engines.torch_engine.failures import failure_of
 from onsight.engines.torch_engine.families import LoadEmbedder, load_embedder
 from onsight.engines.torch_engine.length_groups import BATCH_TOKENS
 from onsight.engines.torch_engine.own_thread import OwnThread
-from onsight.engines.torch_engine.prepare_pool import PreparePool
+from onsight.engines.torch_engine.prepare_pool import PreparePool, SmallWork
 from onsight.engines.torch_engine.prompt import Prompt
 from onsight.engines.torch_engine.pulse import STALLED, Pulse
 from onsight.engines.torch_engine.scoring import max_sim
@@ -43,6 +43,10 @@ _PREPARED_PAGES = 32
 """Pages whose pixels are prepared at once, at most 15 MB each: enough to fill the next batch during this one."""
 _PREPARED_CHARACTERS = 1 << 20
 """Of queries that are prepared at once: some 40 bytes each, as token ids. A thousand usual ones."""
+
+
+_SHORT_CHARS = 2000
+"""A longer text is tokenised by itself; shorter ones that wait go through together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,9 @@ class TorchEmbedEngine:
         self._state: EngineState = "loading"
         self._loaded: _Loaded | None = None
         self._model_thread = OwnThread("onsight-embed")
-        self._pool = PreparePool()
+        # Pages have threads of their own: a query or a score must not wait for those that are resized before it.
+        self._pages, self._others = PreparePool(), PreparePool()
+        self._queries: SmallWork[Text | Image, Prompt] = SmallWork(self._others, self._prepare)
         self._page_turns = Turns(_PREPARED_PAGES)
         self._query_room = Turns(_PREPARED_CHARACTERS)
         self._arrived = asyncio.Event()
@@ -121,7 +127,8 @@ class TorchEmbedEngine:
         self._tell_all("the engine was closed; try again soon")
         if self._working is not None:
             self._working.cancel()
-        self._pool.close()
+        self._pages.close()
+        self._others.close()
         if not await self._model_thread.close(_CLOSE_S):
             log.error("the model's thread is still at its last batch after %d s and is left behind", _CLOSE_S)
 
@@ -151,7 +158,12 @@ class TorchEmbedEngine:
                 else:
                     await places.enter_async_context(self._query_room.turn(caller, len(one.text)))
                 self._require_ready()
-                prompt = await self._pool.run(self._prepare, one)
+                if isinstance(one, Image):
+                    prompt = await self._pages.run(self._prepare, one)
+                elif len(one.text) > _SHORT_CHARS:
+                    prompt = await self._others.run(self._prepare, one)
+                else:
+                    prompt = await self._queries.run(one)
             finally:
                 self._preparing -= 1
             queue = self._require_ready().queue
@@ -166,12 +178,12 @@ class TorchEmbedEngine:
                 queue.discard(asked)
 
     async def score(self, queries: Sequence[Embedding], pages: Sequence[Embedding]) -> list[list[float]]:
-        """See `EmbedEngine.score`; in the pool, beside the model."""
+        """See `EmbedEngine.score`; in a pool, beside the model."""
         self._require_ready()
-        return await self._pool.run(lambda both: max_sim(*both), (queries, pages))
+        return await self._others.run(lambda both: max_sim(*both), (queries, pages))
 
     def _prepare(self, one: Text | Image) -> Prompt:
-        """In the pool: everything that needs no model."""
+        """In a pool: everything that needs no model."""
         model = self._require_ready().model
         prompt = model.read(one)
         model.look(prompt)
