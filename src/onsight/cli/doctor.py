@@ -195,7 +195,7 @@ def _model(settings: Settings) -> tuple[Row, _Here | None]:
     """Whether the model can be served, as far as its files' headers tell."""
     from onsight.engine_choice import choose_kind
     from onsight.engines.upstream_engine import llama
-    from onsight.models.gguf import locate_gguf, read_gguf
+    from onsight.models.gguf import locate_gguf, names_file, read_gguf
 
     try:
         kind, reason = choose_kind(settings)
@@ -203,7 +203,7 @@ def _model(settings: Settings) -> tuple[Row, _Here | None]:
             return _found("model", settings.model, settings.revision)
         if kind == "llama" and settings.llama_server is None:
             llama.require_library()
-        if kind == "llama" and settings.model.endswith(".gguf"):
+        if kind == "llama" and names_file(settings.model):
             read_gguf(*locate_gguf(settings.model, settings.mmproj, settings.revision))
     except StartError as error:
         return Row("model", "failed", str(error), _OTHER_MODEL), None
