@@ -19,9 +19,9 @@ from benchmarks.report import RESULTS, Aim, Report, Table, median, publish
 from benchmarks.screens import png, screens
 from benchmarks.server import Command, RunningServer, onsight, running
 from benchmarks.shapes import SHAPES, write_shape
-from training.export_gguf import export_gguf
+from training.export_gguf import MIXTURE, export_gguf
 
-KINDS = ("Q8_0", "Q4_0")
+KINDS = ("Q8_0", MIXTURE)
 REQUESTS = (1, 4)
 SLOTS, THREADS = 4, 2
 WORDS = "say what you see in this picture, and where; "
@@ -165,8 +165,10 @@ def report(measured: dict[str, dict[str, Measured]], plan: Plan) -> Report:
         " Reading: a text prompt until its first token. Picture: a 256x256 screen that nobody has seen, from sending"
         " the request on, drawn larger and cut into tiles as each side does it for this model.",
         f"{THREADS} threads and {SLOTS} slots on every side, on as many cores: what Onsight computes for each token is"
-        " taken from llama.cpp, the more of it the more tokens a second there are. Products in Q8_0 or Q4_0, the part"
-        " that sees in half floats; published weights are bfloat16.",
+        " taken from llama.cpp, the more of it the more tokens a second there are. Products in Q8_0 or"
+        f" {MIXTURE}, the part that sees in half floats; published weights are bfloat16. {MIXTURE} is written by"
+        " training/export_gguf.py, in the layout and choice of kinds of llama.cpp: where 256 does not divide a width, Q5_0"
+        " stands for Q4_K and Q8_0 for Q6_K.",
     )
     details: dict[str, object] = {
         f"{shape}, {name}": [one.reads, one.writes, one.firsts]

@@ -11,11 +11,14 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from gguf import GGMLQuantizationType as Stored
 from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from onsight.engines.torch_engine.loading import read_json
 from tests.tiny_models import write_mllama
+from training.export_gguf import MIXTURE
+from training.k_quants import kind_of_mixture, quantize
 
 REPLACEMENTS = (
     ("lm_head", "output"), ("model.embed_tokens", "token_embd"), ("model.norm", "output_norm"), ("model.layers", "blk"),
@@ -31,13 +34,15 @@ REPLACEMENTS = (
     ("layernorm_post", "post_ln"), ("global_transformer.layers", "global.blk"), ("transformer.layers", "blk"),
     ("mlp.fc1", "ffn_up"), ("mlp.fc2", "ffn_down"), ("multi_modal_projector", "mm.0"),
 )  # fmt: skip
+ALWAYS_WHOLE = ("position_embd.weight",)
+"""End the names of tensors of several dimensions that the converter never makes halves of."""
 ORIGINAL_POSITIONS = 8192
 CLIP = ([0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711])
 
 
-def write_plain(folder: Path) -> Path:
+def write_plain(folder: Path, width: int = 64) -> Path:
     """A tiny model with what all published ones share: Llama 3's words, its scaled positions, CLIP's colours."""
-    write_mllama(folder)
+    write_mllama(folder, width=width)
     config = read_json(folder / "config.json")
     config["text_config"]["rope_parameters"]["original_max_position_embeddings"] = ORIGINAL_POSITIONS  # type: ignore[index]
     (folder / "config.json").write_text(json.dumps(config))
@@ -93,10 +98,11 @@ def rope_factors(theta: float, size: int) -> list[float]:
     return factors
 
 
-def write_ollama(
-    folder: Path, out: Path, kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32, start: str = ""
-) -> Path:
-    """The model in `folder` as the file `out`; products of the text model as `kind`. `start`: before fields' names."""
+def write_ollama(folder: Path, out: Path, kind: str = "F32", start: str = "") -> Path:
+    """The model in `folder` as the file `out`; products of the text model as `kind`, or in the mixture Q4_K_M.
+
+    The part that sees is then in halves, as Ollama's own files have it. `start`: before fields' names.
+    """
     config = json.loads((folder / "config.json").read_text())
     text, vision = config["text_config"], config["vision_config"]
     writer = gguf.GGUFWriter(out, "mllama")
@@ -116,14 +122,24 @@ def write_ollama(
         elif new == "v.position_embd.gate":
             writer.add_tensor("v.tile_position_embd.gate", np.tanh(values))
             values = 1 - np.tanh(values)
-        few = not seeing and values.ndim == 2 and values.shape[1] % 32 == 0
-        stored = kind if few else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(new, gguf.quants.quantize(values, stored), raw_dtype=stored)
+        stored = _stored(new, values, kind, text["num_hidden_layers"])
+        writer.add_tensor(new, quantize(values, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return out
+
+
+def _stored(name: str, values: np.ndarray, kind: str, layers: int) -> Stored:
+    """How the tensor `name` is stored in a file of `kind`."""
+    if kind == "F32" or values.ndim < 2 or name.endswith(ALWAYS_WHOLE):
+        return Stored.F32
+    if name.startswith(("v.", "mm.")):
+        return Stored.F16
+    if values.shape[1] % 32:
+        return Stored.F32
+    return kind_of_mixture(name, values.shape[1], layers, tied=False) if kind == MIXTURE else Stored[kind]
 
 
 def _write_fields(writer: gguf.GGUFWriter, text: dict, vision: dict, start: str) -> None:

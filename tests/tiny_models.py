@@ -154,7 +154,9 @@ def write_qwen(
     return folder
 
 
-def write_mllama(folder: Path, *, seed: int = 1, context: int = 1024, true_pictures: bool = False) -> Path:
+def write_mllama(
+    folder: Path, *, seed: int = 1, context: int = 1024, true_pictures: bool = False, width: int = 64
+) -> Path:
     """A Llama 3.2 Vision of about 0.3M parameters: tiles of 32 px, 17 places each, two cross-attention layers of four.
 
     As in the real one the output head has no row for the image token, the last of the vocabulary.
@@ -167,8 +169,8 @@ def write_mllama(folder: Path, *, seed: int = 1, context: int = 1024, true_pictu
     ends = [ids["<|end_of_text|>"], ids["<|eom_id|>"], ids["<|eot_id|>"]]
     side = 560 if true_pictures else 32
     text = {
-        "vocab_size": ids["<|image|>"], "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": context,
+        "vocab_size": ids["<|image|>"], "hidden_size": width, "intermediate_size": width * 3 // 2,
+        "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": context,
         "cross_attention_layers": [1, 3],
         "rope_parameters": {
             "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "high_freq_factor": 4.0,

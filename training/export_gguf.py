@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from training.k_quants import kind_of_mixture, quantize
 from training.model import BUNDLED
 
 TEXT_LAYER = {
@@ -54,12 +55,13 @@ CHAT_TEMPLATE = (
 """SmolVLM's, for llama.cpp, whose templates see a picture as a marker in the text; before it there is no space."""
 
 
-KINDS = ("F32", "Q8_0", "Q4_0")
-"""Number formats of the text model's products; those of the `gguf` package's own that llama.cpp computes with."""
+MIXTURE = "Q4_K_M"
+KINDS = ("F32", "Q8_0", MIXTURE)
+"""Number formats of the text model's products."""
 
 _FILE_TYPES = {
     "F32": gguf.LlamaFileType.ALL_F32, "F16": gguf.LlamaFileType.MOSTLY_F16,
-    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0, "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+    "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0, MIXTURE: gguf.LlamaFileType.MOSTLY_Q4_K_M,
 }  # fmt: skip
 
 
@@ -110,7 +112,10 @@ def _write_text(
             value = _permute(value, heads)
         elif key.endswith("k_proj.weight"):
             value = _permute(value, kv_heads)
-        _add_tensor(writer, _text_name(key), value, kind)
+        place, columns, tied = _text_name(key), value.shape[-1], "lm_head.weight" not in tensors
+        mixed = kind == MIXTURE and _is_product(place, value)
+        stored = kind_of_mixture(place, columns, text["num_hidden_layers"], tied).name if mixed else kind
+        _add_tensor(writer, place, value, stored)
     _finish(writer)
 
 
@@ -198,9 +203,12 @@ def _layer_name(key: str, before: str, block: str, names: dict[str, str]) -> str
 def _add_tensor(writer: gguf.GGUFWriter, name: str, value: torch.Tensor, kind: str) -> None:
     """Vectors, and positions, which are added, stay as they are."""
     numbers = np.ascontiguousarray(value.to(torch.float32).numpy())
-    is_product = value.dim() == 2 and name != "v.position_embd.weight" and value.shape[1] % 32 == 0
-    stored = gguf.GGMLQuantizationType[kind if is_product else "F32"]
-    writer.add_tensor(name, gguf.quants.quantize(numbers, stored), raw_dtype=stored)
+    stored = gguf.GGMLQuantizationType[kind if _is_product(name, value) else "F32"]
+    writer.add_tensor(name, quantize(numbers, stored), raw_dtype=stored)
+
+
+def _is_product(name: str, value: torch.Tensor) -> bool:
+    return value.dim() == 2 and name != "v.position_embd.weight" and value.shape[1] % 32 == 0
 
 
 def _finish(writer: gguf.GGUFWriter) -> None:

@@ -31,6 +31,7 @@ from onsight.models.gguf import (
     check_digest,
     is_mllama,
     locate_gguf,
+    names_file,
     names_gguf,
     read_gguf,
     without_sizes,
@@ -187,7 +188,7 @@ def _llama(settings: Settings) -> Chosen:
     model = read_gguf(*files)
     upstream = replace(_upstream_settings(settings), reserved=model.special_texts, calls_tools=model.calls_tools)
     card = card_of_gguf(settings.model, model)
-    name = model.path.stem if settings.model.endswith(".gguf") else settings.model
+    name = model.path.stem if names_file(settings.model) else settings.model
     server = settings.llama_server
     if server is not None and server.startswith(("http://", "https://")):
         _refuse(settings, _CHILD_ONLY, "a llama-server that already runs")

@@ -16,6 +16,7 @@ import pytest
 from onsight.core.errors import StartError
 from onsight.models.gguf import card_of_gguf, check_digest, locate_gguf, names_gguf, read_gguf
 from onsight.models.gguf_header import read_header
+from onsight.models.hub import locate_model
 from tests.stand_in_hub import Repo, StandInHub, stand_in_hub
 from training.export_gguf import export_gguf
 from training.model import BUNDLED
@@ -139,6 +140,20 @@ def test_another_file_than_the_pinned_one_is_refused(tmp_path: Path) -> None:
 )
 def test_gguf_models_are_known_by_their_names(model: str, expected: bool) -> None:
     assert names_gguf(model) is expected
+
+
+def test_a_file_without_an_ending_is_known_by_what_it_begins_with(peek: tuple[Path, Path], tmp_path: Path) -> None:
+    """As the blobs in Ollama's store are."""
+    blob, other = tmp_path / "sha256-0123", tmp_path / "sha256-4567"
+    blob.symlink_to(peek[0])
+    other.write_bytes(b"{}")
+    assert names_gguf(str(blob))
+    assert locate_gguf(str(blob), str(peek[1]), None) == (blob, peek[1])
+    assert card_of_gguf(str(blob), read_gguf(blob, peek[1])).name == "peek"
+    assert not names_gguf(str(other))
+    assert not names_gguf(str(tmp_path))
+    with pytest.raises(StartError, match="is a file; give the folder"):
+        locate_model(str(other))
 
 
 def test_the_mmproj_beside_the_model_is_found_the_one_of_its_name_first(tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ def _model(settings: Settings) -> tuple[Row, _Here | None]:
     """Whether the model can be served, as far as its files' headers tell."""
     from onsight.engine_choice import choose_kind
     from onsight.engines.upstream_engine import llama, vllm
-    from onsight.models.gguf import locate_gguf, read_gguf
+    from onsight.models.gguf import locate_gguf, names_file, read_gguf
 
     mend = _OTHER_MODEL
     try:
@@ -215,7 +215,7 @@ def _model(settings: Settings) -> tuple[Row, _Here | None]:
             mend = "onsight serve --llama-server PATH" if is_here else "pip install 'onsight[llama]'"
             llama.require_library()
         mend = _OTHER_MODEL
-        if kind == "llama" and settings.model.endswith(".gguf"):
+        if kind == "llama" and names_file(settings.model):
             read_gguf(*locate_gguf(settings.model, settings.mmproj, settings.revision))
     except StartError as error:
         return Row("model", "failed", str(error), mend), None

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onsight.core.errors import StartError
 from onsight.models.card import Capability, ModelCard, card_of_name, cards
-from onsight.models.gguf_header import GgufHeader, read_header
+from onsight.models.gguf_header import GgufHeader, is_gguf, read_header
 from onsight.models.gguf_mllama import ARCHITECTURE as MLLAMA
 from onsight.models.hub import fetch_files
 
@@ -69,21 +69,24 @@ class GgufModel:
 def is_mllama(model: str) -> bool:
     """Whether `model` is the path of a Llama 3.2 Vision as Ollama wrote it, which the torch engine reads."""
     path = Path(model).expanduser()
-    if path.suffix != ".gguf" or not path.is_file():
-        return False
-    return read_header(path).text("general.architecture") == MLLAMA
+    return is_gguf(path) and read_header(path).text("general.architecture") == MLLAMA
 
 
 def names_gguf(model: str) -> bool:
     """Whether `model` names a GGUF file, or one on the Hub, as owner/name:Q4_K_M does."""
     owner, colon, tag = model.rpartition(":")
-    return model.endswith(".gguf") or (bool(colon) and owner.count("/") == 1 and bool(tag) and "/" not in tag)
+    return names_file(model) or (bool(colon) and owner.count("/") == 1 and bool(tag) and "/" not in tag)
+
+
+def names_file(model: str) -> bool:
+    """Whether `model` is the path of a GGUF file, by its ending or, where it has none, by what the file begins with."""
+    return model.endswith(".gguf") or is_gguf(Path(model).expanduser())
 
 
 def locate_gguf(model: str, mmproj: str | None, revision: str | None) -> tuple[Path, Path | None]:
     """The files of `model` (a path or owner/name:TAG) and of its mmproj, if it has one; `mmproj` "none" leaves that
     out. Raises StartError."""
-    if model.endswith(".gguf"):
+    if names_file(model):
         path = Path(model).expanduser()
         if revision is not None:
             raise StartError(f"revision is {revision!r}, but {model} is a file: only Hub ids have revisions")
@@ -209,7 +212,7 @@ def _special_texts(header: GgufHeader) -> frozenset[str]:
 
 def card_of_gguf(asked: str, model: GgufModel) -> ModelCard:
     """The card for a GGUF model: its family's where that is known, less what llama.cpp cannot do for it."""
-    name = asked.rpartition(":")[0] if not asked.endswith(".gguf") else model.name
+    name = asked.rpartition(":")[0] if not names_file(asked) else model.name
     family = card_of_name(name) or card_of_name(model.name)
     if family is None:
         wanted = _PROJECTORS.get(model.projector)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from onsight.core.errors import StartError
 Item = int | float | bool | str
 Value = Item | list[Item]
 
+_MAGIC = b"GGUF"
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
 _BLOCKS = {
@@ -61,6 +63,17 @@ class GgufHeader:
         return value if isinstance(value, list) else []
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether there is a file that is named as GGUF files are, or begins as they do: Ollama's blobs have no ending."""
+    if path.suffix == ".gguf" or not os.path.isfile(path):
+        return os.path.isfile(path)
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
 def read_header(path: Path) -> GgufHeader:
     """Read `path`'s header. Raises StartError for a file that is no GGUF, is broken, or is shorter than it says."""
     try:
@@ -80,9 +93,9 @@ class _Cursor:
         self._place = 0
 
     def header(self) -> GgufHeader:
-        if self._data[:4] != b"GGUF":
+        if self._data[: len(_MAGIC)] != _MAGIC:
             raise ValueError("it does not begin with GGUF")
-        self._place = 4
+        self._place = len(_MAGIC)
         version = self._one("I")
         if version not in (2, 3):
             raise ValueError(f"version {version} is not 2 or 3")

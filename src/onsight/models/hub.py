@@ -31,6 +31,7 @@ from huggingface_hub.errors import HTTPError as BrokenConnection  # type: ignore
 
 import onsight
 from onsight.core.errors import StartError
+from onsight.models.gguf_header import is_gguf
 from onsight.models.gguf_mllama import folder_of_mllama
 
 log = logging.getLogger("onsight.models")
@@ -126,7 +127,7 @@ def _local_folder(model: str) -> Path | None:
     path = Path(model).expanduser()
     try:
         if not path.is_dir():
-            if path.suffix == ".gguf" and path.is_file():
+            if is_gguf(path):
                 return folder_of_mllama(path)
             if path.exists():
                 raise StartError(f"{model} is a file; give the folder that holds config.json and the safetensors files")

@@ -174,6 +174,26 @@ def test_a_model_saved_on_another_processor_is_read_in_this_ones_order(smolvlm: 
     assert all(torch.equal(here[name].rounded, there[name].rounded) for name in here)
 
 
+async def test_a_model_saved_where_bytes_add_up_is_read_where_they_do_not(
+    smolvlm: Path, start: StartEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its head is made wide, so that inputs are not rounded, and the estimate counts it as what it takes."""
+    out, settings = tmp_path / "saved", TorchSettings(device="cpu")
+    card = find_card("tiny", smolvlm)
+    save_quantised(smolvlm, card, "int4", out)
+    few = await answer(await start(out), ASKED)
+    told = survey(out, card, settings).memory.weights_bytes
+    for module in ("quantize", "narrowing", "loading", "memory"):
+        monkeypatch.setattr(f"onsight.engines.torch_engine.{module}.int8_is_exact", lambda: False)
+    wide = await answer(await start(out), replace(ASKED, sampling=replace(ASKED.sampling)))
+    _, linears = whole_model(out, "int4")
+    head = linears["lm_head"]
+    assert head._wide is not None
+    assert 0 < (seen(few).logits[0] - seen(wide).logits[0]).norm() < 0.02 * seen(wide).logits[0].norm()
+    took = survey(out, card, settings).memory.weights_bytes - told
+    assert took == head._wide.nbytes - head.rounded.numel() - 8 * len(head.rounded)
+
+
 def test_the_estimate_is_what_the_weights_take(
     family: Tiny, scheme: Scheme, tmp_path: Path, halved: Callable[[Path], Path]
 ) -> None:

@@ -5,29 +5,34 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import gguf
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Stored
 from huggingface_hub import constants
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from onsight.config import Settings
 from onsight.core.errors import StartError
 from onsight.engine_choice import build_roster, choose_kind
+from onsight.engines.torch_engine.families import load_family
 from onsight.engines.torch_engine.gguf_weights import GgufWeights
-from onsight.engines.torch_engine.loading import stored_tensors
+from onsight.engines.torch_engine.loading import Checkpoint, stored_tensors
+from onsight.engines.torch_engine.memory import survey
 from onsight.engines.torch_engine.saving import save_quantised
+from onsight.engines.torch_engine.settings import TorchSettings
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 from onsight.models.card import find_card
+from onsight.models.gguf_header import read_header
 from onsight.models.hub import locate_model
 from tests import ollama_gguf
 from tests.engines.torch_engine.asking import answer, asking, turn
 from tests.engines.torch_engine.conftest import StartEngine
 from tests.ollama_gguf import published, write_ollama, write_plain
 from tests.tiny_models import draw
+from training.export_gguf import MIXTURE
 
 pytestmark = pytest.mark.model
-Q8 = gguf.GGMLQuantizationType.Q8_0
+Q8 = "Q8_0"
 ASKED = asking(turn(draw((200, 0, 0), 90, 40), draw((0, 0, 200)), "What colour? 12345"), max_tokens=8)
 
 
@@ -89,6 +94,61 @@ async def test_few_bits_are_read_and_packed_again(plain: Path, tmp_path: Path, s
     assert again.text == direct.text
 
 
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model whose products have rows of 256 and 384, in the mixture that Ollama's downloads are in; as bfloat16."""
+    folder = tmp_path_factory.mktemp("wide")
+    plain = write_plain(folder / "plain", width=256)
+    file = write_ollama(plain, folder / "sha256-abc", MIXTURE)  # as Ollama's store calls a blob
+    path = plain / "model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(path).items()}, path)
+    return plain, file
+
+
+def test_every_kind_of_the_usual_mixture_is_read(wide: tuple[Path, Path]) -> None:
+    """An error of a 4-bit weight is a 15th of its group's range at most, half of it either way."""
+    plain, file = wide
+    stored = {published(name): tensor.float() for name, tensor in load_file(plain / "model.safetensors").items()}
+    kinds = {one.kind for one in read_header(file).tensors}
+    assert kinds == {Stored.F32, Stored.F16, Stored.Q4_K, Stored.Q6_K, Stored.Q5_0, Stored.Q8_0}
+    read = GgufWeights(file)
+    errors = {name: float((read.get_tensor(name) - one).norm() / one.norm()) for name, one in stored.items()}
+    assert max(errors.values()) < 0.1
+    products = [errors[name] for name in errors if name.endswith("self_attn.q_proj.weight") and "vision" not in name]
+    assert min(products) > 0.05
+
+
+async def test_the_usual_mixture_is_answered_from_in_4_bits(
+    wide: tuple[Path, Path], start: StartEngine, tmp_path: Path
+) -> None:
+    """Rounded to 4 bits twice, beside not at all: of the same words the same ones are likely."""
+    plain, file = wide
+    folder, out = locate_model(str(file)), tmp_path / "int4"
+    made = await answer(await start(folder, quantize="int4"), ASKED)
+    expected = await answer(await start(plain), replace(ASKED, sampling=replace(ASKED.sampling)))
+    ours, theirs = (torch.log_softmax(one.seen.logits[0], -1) for one in (made, expected))
+    assert float((theirs.exp() * (theirs - ours)).sum()) < 0.2
+    save_quantised(folder, find_card("model.gguf", folder), "int4", out)
+    again = await answer(await start(out), replace(ASKED, sampling=replace(ASKED.sampling)))
+    assert torch.equal(again.seen.logits, made.seen.logits)
+
+
+def test_halves_and_fewer_bits_stay_halves_as_the_published_ones_do(wide: tuple[Path, Path]) -> None:
+    """But for the products, which have 4 bits, and the tables of tiles' places, which Ollama stores whole."""
+    held: list[dict[str, torch.Tensor]] = []
+    for folder in (wide[0], locate_model(str(wide[1]))):
+        card, keep = find_card("model.gguf", folder), lambda model: held.append(model.state_dict())
+        checkpoint = Checkpoint(folder, torch.device("cpu"), torch.float32, scheme="int4", keep=keep)
+        load_family(card.family, checkpoint, Vocabulary(folder))
+    halves, ours = ({name: one for name, one in part.items() if "positional" not in name} for part in held)
+    names = [name for name, one in halves.items() if one.dtype == torch.bfloat16 and not name.endswith(".scales")]
+    assert len(names) == 1 + 1 + 3 * 6  # the words' table, the way to them, six products in each layer that sees
+    assert all(ours[name].dtype == torch.float16 for name in names)
+    assert [one.nbytes for one in ours.values()] == [one.nbytes for one in halves.values()]
+    told = survey(locate_model(str(wide[1])), card, TorchSettings(device="cpu", quantize="int4")).memory.weights_bytes
+    assert told == pytest.approx(sum(one.nbytes for one in held[1].values()), rel=0.04)
+
+
 def test_a_tensor_of_an_unknown_kind_is_named(file: Path) -> None:
     read = GgufWeights(file)
     name = "multi_modal_projector.weight"
@@ -97,7 +157,8 @@ def test_a_tensor_of_an_unknown_kind_is_named(file: Path) -> None:
         read.get_tensor(name)
 
 
-def test_the_torch_engine_is_chosen_for_it_and_llama_cpp_refused(file: Path) -> None:
+def test_the_torch_engine_is_chosen_for_it_whatever_the_file_is_called(file: Path, wide: tuple[Path, Path]) -> None:
+    assert choose_kind(Settings(model=str(wide[1])))[0] == "torch"
     assert choose_kind(Settings(model=str(file)))[0] == "torch"
     assert choose_kind(Settings(model=str(file), engine="torch"))[0] == "torch"
     with pytest.raises(StartError, match=r"never part of llama\.cpp"):

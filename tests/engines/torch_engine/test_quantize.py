@@ -132,12 +132,24 @@ def test_the_size_is_known_before(kind: type[QuantisedLinear]) -> None:
     assert held_bytes(nn.Sequential(made, nn.Linear(3, 5))) == made.packed.nbytes + made.scales.nbytes + 4 * 20
 
 
-def test_what_was_stored_in_16_bits_is_exact_in_16_bits() -> None:
+def test_where_sums_of_bytes_would_saturate_eight_bits_are_made_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A saved model of 4 bits has a head of 8, and may come from a processor that adds up bytes."""
+    monkeypatch.setattr("onsight.engines.torch_engine.quantize.int8_is_exact", lambda: False)
+    torch.manual_seed(0)
+    weight, bias, values = torch.randn(48, 96), torch.randn(48), torch.randn(2, 7, 96)
+    made = filled(Int8Linear, weight, bias)
+    wanted = values @ made.widen().t() + bias
+    made.settle()
+    torch.testing.assert_close(made(values), wanted)  # of bytes it would be some thousandths off
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_what_was_stored_in_16_bits_is_exact_in_16_bits(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     linear, table, values = nn.Linear(32, 48), nn.Embedding(20, 32), torch.randn(7, 32)
     for module in (linear, table):
-        module.weight.data = module.weight.data.bfloat16().float()
-    half, words = HalfLinear(linear), HalfEmbedding(table)
+        module.weight.data = module.weight.data.to(dtype).float()
+    half, words = HalfLinear(linear, dtype), HalfEmbedding(table, dtype)
     for ours, theirs in ((half, linear), (words, table)):
         ours.weight.data.copy_(theirs.weight)
         assert ours.weight.nbytes == theirs.weight.nbytes / 2

@@ -19,7 +19,7 @@ from onsight.engines.upstream_engine.llama import LlamaOptions, worker
 from onsight.models.card import card_of_name
 from tests.engines.contract import ask, events_of
 from training.draw import Style, draw_screen
-from training.export_gguf import export_gguf
+from training.export_gguf import MIXTURE, export_gguf
 from training.model import BUNDLED
 
 pytestmark = pytest.mark.model
@@ -40,8 +40,14 @@ def cut_peek(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-async def both(cut_peek: Path) -> AsyncIterator[tuple[TorchEngine, UpstreamEngine]]:
-    model, mmproj = export_gguf(cut_peek, cut_peek.parent, "peek")
+def kind() -> str:
+    """How llama.cpp's file holds the products."""
+    return "F32"
+
+
+@pytest.fixture
+async def both(cut_peek: Path, kind: str) -> AsyncIterator[tuple[TorchEngine, UpstreamEngine]]:
+    model, mmproj = export_gguf(cut_peek, cut_peek.parent, f"peek-{kind}", kind)
     address, command = worker(LlamaOptions(str(model), str(mmproj), 2048, slots=1, threads=1))
     card = card_of_name("peek")
     assert card is not None
@@ -81,3 +87,21 @@ async def test_greedy_tokens_are_the_same_and_as_likely(
     print(f"{size}: {compared} tokens, largest difference of a log-probability {worst:.4f}")
     assert compared > 100
     assert worst <= 0.05
+
+
+@pytest.mark.parametrize("kind", [MIXTURE])
+async def test_the_usual_mixture_of_our_making_is_read(both: tuple[TorchEngine, UpstreamEngine]) -> None:
+    """Weights of 4 bits change some tokens; up to the first one that differs they are about as likely."""
+    same, apart = [], []
+    for seed in range(4):
+        image = screen(seed, 512, 512)
+        for question in QUESTIONS:
+            ours, theirs = [await tokens_of(engine, question, image) for engine in both]
+            pairs = [(one.chosen, other.chosen) for one, other in zip(ours, theirs, strict=False)]
+            until = next((place for place, (one, other) in enumerate(pairs) if one.data != other.data), len(pairs))
+            same += [True] * until + [False] * (until < len(pairs))
+            apart += [abs(one.logprob - other.logprob) for one, other in pairs[:until]]
+    print(f"{len(same)} tokens, the same {sum(same) / len(same):.3f}, apart {sum(apart) / len(apart):.4f}")
+    assert len(same) > 100
+    assert sum(same) / len(same) > 0.9
+    assert sum(apart) / len(apart) < 0.1

@@ -18,8 +18,18 @@ from transformers.initialization import no_init_weights
 from onsight.core.engine import Progress
 from onsight.core.errors import StartError
 from onsight.engines.torch_engine.gguf_weights import open_gguf
-from onsight.engines.torch_engine.narrowing import HEAD, PACKED, SCALES, WORDS, Narrowed, as_stored, by_rule, narrow
-from onsight.engines.torch_engine.quantize import INT8_BESIDE, Scheme, packed_bytes
+from onsight.engines.torch_engine.narrowing import (
+    HALVES,
+    HEAD,
+    PACKED,
+    SCALES,
+    WORDS,
+    Narrowed,
+    as_stored,
+    by_rule,
+    narrow,
+)
+from onsight.engines.torch_engine.quantize import INT8_BESIDE, Scheme, int8_is_exact, packed_bytes
 from onsight.engines.torch_engine.settings import DeviceChoice, DtypeChoice
 from onsight.models.hub import ADAPTER_CONFIG
 
@@ -36,7 +46,7 @@ _PLAIN_KINDS = ("F64", "F32", "F16", "BF16")
 """How safetensors calls the number formats that hold weights as they are; all others are quantised."""
 QUANT_METHOD = "onsight"
 """In config.json: the weights are quantised, and this program reads them."""
-_STORED_BYTES = {"U8": 1, "I8": 1, "BF16": 2, "F32": 4}
+_STORED_BYTES = {"U8": 1, "I8": 1, "BF16": 2, "F16": 2, "F32": 4}
 """A number's, in the formats that are kept as they are stored."""
 _NAMED = 3
 """So many tensors of each fault are named in a refusal."""
@@ -220,8 +230,10 @@ def _bytes_of(one: StoredTensor, dtype: torch.dtype, scheme: Scheme | None) -> i
     few = by_rule(scheme)(name, one.shape[1]) if scheme is not None and plain else None
     if few is not None:
         return packed_bytes(few, *one.shape)
-    half = plain and one.kind == "BF16" and dtype == torch.float32
+    half = plain and one.kind in HALVES and dtype == torch.float32
     as_stored = half or one.name.endswith((PACKED, SCALES))
+    if one.kind == "I8" and not int8_is_exact():
+        return 4 * one.numbers  # made wide
     laid_out = one.shape[0] * INT8_BESIDE if one.name.endswith(PACKED) and one.kind == "I8" else 0
     return one.numbers * (_STORED_BYTES[one.kind] if as_stored else dtype.itemsize) + laid_out
 

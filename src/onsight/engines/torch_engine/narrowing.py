@@ -27,6 +27,8 @@ HEAD = "lm_head"
 WORDS = "embed_tokens"
 PACKED, SCALES = ".packed", ".scales"
 """End the names of stored weights of few bits."""
+HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
+"""Number formats of 16 bits, by safetensors' names."""
 _PRODUCT = re.compile(r"(^|\.)layers\.\d+\.(self_attn|cross_attn|mlp)\.\w+_proj$")
 _SEEING = ("vision", "visual")
 """In the names of towers, whose layers are named as a decoder's: see docs/decisions/0018-few-bits.md."""
@@ -122,7 +124,7 @@ def as_stored(kinds: Mapping[str, str]) -> Decide:
 def narrow(model: nn.Module, decide: Decide, kinds: Mapping[str, str], dtype: torch.dtype) -> Narrowed:
     """Put empty products of few bits into the places of `model`'s own.
 
-    `kinds`: the number format of each stored tensor, by the model's name for it. What was stored as bfloat16 is kept so
+    `kinds`: the number format of each stored tensor, by the model's name for it. What was stored in 16 bits is kept so
     where `dtype` is wider and it is read by many rows at once, or looked up: none of its numbers changes.
     """
     made = Narrowed()
@@ -138,11 +140,10 @@ def narrow(model: nn.Module, decide: Decide, kinds: Mapping[str, str], dtype: to
     if tied and words is not None:
         made.tie(words)
     if dtype == torch.float32:
-        as_they_are = (
-            {id(tensors[f"{HEAD}.weight"])} if f"{HEAD}.weight" in tensors and HEAD not in made.linears else {}
-        )
-        halves = {id(tensors[name]) for name, kind in kinds.items() if kind == "BF16" and name in tensors}
-        _halve(model, halves.difference(as_they_are))
+        halves = {id(tensors[name]): HALVES[kind] for name, kind in kinds.items() if kind in HALVES and name in tensors}
+        if f"{HEAD}.weight" in tensors and HEAD not in made.linears:
+            halves.pop(id(tensors[f"{HEAD}.weight"]), None)
+        _halve(model, halves)
     return made
 
 
@@ -163,11 +164,12 @@ def _join(made: Narrowed, decide: Decide, model: nn.Module, name: str) -> None:
             delattr(parent, part)
 
 
-def _halve(model: nn.Module, weights: set[int]) -> None:
-    """Keep those weights, by identity, as bfloat16 that are a product's or an embedding's."""
+def _halve(model: nn.Module, weights: Mapping[int, torch.dtype]) -> None:
+    """Keep those weights, by identity, in formats of 16 bits that are a product's or an embedding's."""
     made: dict[int, nn.Module] = {}
     for parent in list(model.modules()):
         for name, part in list(parent.named_children()):
             if isinstance(part, nn.Linear | nn.Embedding) and id(part.weight) in weights and id(part) not in made:
-                made[id(part)] = HalfLinear(part) if isinstance(part, nn.Linear) else HalfEmbedding(part)
+                dtype = weights[id(part.weight)]
+                made[id(part)] = HalfLinear(part, dtype) if isinstance(part, nn.Linear) else HalfEmbedding(part, dtype)
             parent.add_module(name, made.get(id(part), part))

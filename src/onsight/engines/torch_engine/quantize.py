@@ -189,8 +189,11 @@ class Int4Linear(QuantisedLinear):
 class Int8Linear(QuantisedLinear):
     """Eight bits a weight with a scale for every output, and eight bits an input with a scale for every row.
 
-    `packed`: [out, in] int8 until it is settled in oneDNN's blocks; `scales`: [out] float32.
+    `packed`: [out, in] int8 until it is settled in oneDNN's blocks; `scales`: [out] float32. Where oneDNN's sums would
+    not be exact, the weight is made wide instead: a saved head can come from another processor.
     """
+
+    _wide: torch.Tensor | None = None
 
     def __init__(self, parts: Mapping[str, int], width: int, bias: torch.dtype | None) -> None:
         super().__init__(parts, width, bias)
@@ -206,10 +209,14 @@ class Int8Linear(QuantisedLinear):
 
     def settle(self) -> None:
         """See `QuantisedLinear.settle`."""
-        if self.packed.device.type != "meta":
+        if self.packed.device.type == "meta":
+            return
+        if not int8_is_exact():
+            self._wide = self.widen()
+        else:
             self._blocks = torch.ops.onednn.qlinear_prepack(self.packed, [1, self.in_features])
             self._no_offsets = torch.zeros(self.out_features, dtype=torch.int64)
-            self.packed = self.packed.to("meta")
+        self.packed = self.packed.to("meta")
 
     def widen(self) -> torch.Tensor:
         """The weight as it is after rounding, before it is settled: [out, in], float32."""
@@ -217,6 +224,8 @@ class Int8Linear(QuantisedLinear):
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """[..., in] -> [..., out]. A row's sum is one of whole numbers: no other row has a part in it."""
+        if self._wide is not None:
+            return nn.functional.linear(values.float(), self._wide, self.bias).to(values.dtype)
         rows = values.reshape(-1, self.in_features).float()
         scale = rows.abs().amax(-1, keepdim=True).clamp_min(1e-10) / 127
         codes = (rows / scale).round_().add_(_ZERO_POINT).to(torch.uint8)
@@ -231,16 +240,16 @@ class Int8Linear(QuantisedLinear):
 
 
 class HalfLinear(nn.Module):
-    """What `nn.Linear` does in float32, from a weight that is kept as the bfloat16 it was stored in: nothing is lost.
+    """What `nn.Linear` does in float32, from a weight that is kept in the 16 bits it was stored in: nothing is lost.
 
     For parts that read many rows at once, where making the weight wide costs little beside the product.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         """`linear`: whose place it takes; its weight's numbers are not taken over."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = nn.Parameter(torch.empty_like(linear.weight, dtype=torch.bfloat16), False)
+        self.weight = nn.Parameter(torch.empty_like(linear.weight, dtype=dtype), False)
         self.bias = linear.bias
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
@@ -249,12 +258,12 @@ class HalfLinear(nn.Module):
 
 
 class HalfEmbedding(nn.Module):
-    """What `nn.Embedding` does in float32, from the bfloat16 that it was stored in."""
+    """What `nn.Embedding` does in float32, from the 16 bits that it was stored in."""
 
-    def __init__(self, embedding: nn.Embedding) -> None:
+    def __init__(self, embedding: nn.Embedding, dtype: torch.dtype) -> None:
         """`embedding`: whose place it takes; its numbers are not taken over."""
         super().__init__()
-        self.weight = nn.Parameter(torch.empty_like(embedding.weight, dtype=torch.bfloat16), False)
+        self.weight = nn.Parameter(torch.empty_like(embedding.weight, dtype=dtype), False)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """[...] -> [..., dim]."""
