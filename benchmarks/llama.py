@@ -167,8 +167,8 @@ def report(measured: dict[str, dict[str, Measured]], plan: Plan) -> Report:
         f"{THREADS} threads and {SLOTS} slots on every side, on as many cores: what Onsight computes for each token is"
         " taken from llama.cpp, the more of it the more tokens a second there are. Products in Q8_0 or"
         f" {MIXTURE}, the part that sees in half floats; published weights are bfloat16. {MIXTURE} is written by"
-        " training/export_gguf.py, in the layout and choice of kinds of llama.cpp: where 256 does not divide a width, Q5_0"
-        " stands for Q4_K and Q8_0 for Q6_K.",
+        " training/export_gguf.py, in the layout and choice of kinds of llama.cpp: where 256 does not divide a width,"
+        " Q5_0 stands for Q4_K and Q8_0 for Q6_K.",
     )
     details: dict[str, object] = {
         f"{shape}, {name}": [one.reads, one.writes, one.firsts]

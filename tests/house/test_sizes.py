@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "onsight"
 
 MAX_FILE_LINES = 400
 PARTS = {
-    "root": 1_000,
+    "root": 1_050,
     "core": 700,
     "media": 2_000,
     "models": 1_100,

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
@@ -53,15 +53,22 @@ class _Store(Protocol):
     def close(self) -> None: ...
 
 
-def embed(
-    settings: Settings,
-    files: Annotated[list[str], typer.Argument(help="Pictures and PDFs: files, folders, patterns.")],
-    out: Annotated[str, typer.Option(help="NAME.npz, NAME.parquet, or qdrant; what stands there is not made again.")],
-    url: Annotated[str | None, typer.Option(help="Ask this running server, like http://127.0.0.1:8000.")] = None,
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where vectors go."""
+
+    out: Annotated[str, typer.Option(help="NAME.npz, NAME.parquet, or qdrant; what stands there is not made again.")]
     compress: Annotated[
         Literal["int8", "binary"] | None,
         typer.Option(help="A Qdrant server searches a copy in this form first, which takes less memory."),
-    ] = None,
+    ] = None
+
+
+def embed(
+    settings: Settings,
+    files: Annotated[list[str], typer.Argument(help="Pictures and PDFs: files, folders, patterns.")],
+    target: Target,
+    url: Annotated[str | None, typer.Option(help="Ask this running server, like http://127.0.0.1:8000.")] = None,
     at_once: Annotated[int, typer.Option(help="Files on their way at once.", min=1)] = 4,
     pages: PageOption = None,
 ) -> None:
@@ -71,7 +78,7 @@ def embed(
     for name in names:
         if is_url(name) or name == STANDARD_INPUT:
             raise StartError(f"{name[:80]} is no file, and search must find the page again: save it, and name the file")
-    with closing(_store(settings, out, compress)) as store:
+    with closing(_store(settings, target)) as store:
         bad = asyncio.run(_Embedding(settings, url, store, wanted).run(names, at_once))
     if bad:
         raise typer.Exit(1)
@@ -103,15 +110,15 @@ def read_vectors(item: object) -> Embedding:
     raise OnsightError("the server's answer holds no vectors; is it an Onsight server of this version?")
 
 
-def _store(settings: Settings, out: str, compress: Literal["int8", "binary"] | None) -> _Store:
+def _store(settings: Settings, target: Target) -> _Store:
     """Raises StartError."""
-    if out == "qdrant":
-        return Collection(place_of(settings), compress)
-    path = Path(out).expanduser()
+    if target.out == "qdrant":
+        return Collection(place_of(settings), target.compress)
+    path = Path(target.out).expanduser()
     if path.suffix not in (".npz", ".parquet"):
-        raise StartError(f"--out {out}: write NAME.npz, NAME.parquet or qdrant")
-    if compress is not None:
-        raise StartError(f"--compress {compress} is for --out qdrant with a server; leave it out")
+        raise StartError(f"--out {target.out}: write NAME.npz, NAME.parquet or qdrant")
+    if target.compress is not None:
+        raise StartError(f"--compress {target.compress} is for --out qdrant with a server; leave it out")
     return VectorFile(path)
 
 
