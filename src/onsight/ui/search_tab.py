@@ -20,7 +20,7 @@ from onsight.core.messages import ImageRef, Text
 from onsight.core.pages import Pages
 from onsight.media.heat_map import Heat, heat_map
 from onsight.tasks.embed import EmbedCall, Embedded, Refused, ScoreCall
-from onsight.ui.desk import CALLER, Desk, new_id
+from onsight.ui.desk import VISITOR, Desk, new_id
 from onsight.ui.drawn import heated
 from onsight.ui.mistakes import Mistake
 from onsight.ui.packaged import example_url
@@ -127,7 +127,7 @@ class SearchTab:
 
     async def _embed(self, files: Sequence[_Unread], pile: _Pile) -> None:
         pages = tuple(ImageRef(file.data, pages=Pages()) for file in files)
-        call = EmbedCall(pages, self._model.name, streamed=True, request_id=new_id(), caller=CALLER)
+        call = EmbedCall(pages, self._model.name, streamed=True, request_id=new_id(), caller=VISITOR.get())
         made: list[list[tuple[int | None, Embedding]]] = [[] for _ in files]
         try:
             async with aclosing(self._desk.place.embed.stream(call)) as items:
@@ -148,7 +148,7 @@ class SearchTab:
                 self._kept.keep(file.key, tuple(vectors), sum(len(embedding.values) for _, embedding in vectors))
 
     async def _query(self, question: str) -> Embedding:
-        call = EmbedCall((Text(question.strip()),), self._model.name, request_id=new_id(), caller=CALLER)
+        call = EmbedCall((Text(question.strip()),), self._model.name, request_id=new_id(), caller=VISITOR.get())
         async with aclosing(self._desk.place.embed.stream(call)) as items:
             (made,) = [item async for item in items]
         assert isinstance(made, Embedded)  # a request for one input alone fails with it
@@ -156,7 +156,9 @@ class SearchTab:
 
     async def _rank(self, query: Embedding, sheets: Sequence[Sheet]) -> list[Sheet]:
         """The pages with their scores, the best first."""
-        call = ScoreCall((query,), tuple(sheet.embedding for sheet in sheets), self._model.name, new_id(), CALLER)
+        call = ScoreCall(
+            (query,), tuple(sheet.embedding for sheet in sheets), self._model.name, new_id(), VISITOR.get()
+        )
         scores = await self._desk.place.embed.score(call)
         scored = [replace(sheet, score=score) for sheet, score in zip(sheets, scores.values, strict=True)]
         return sorted(scored, key=lambda sheet: -sheet.score)
@@ -166,7 +168,7 @@ class SearchTab:
         place, words = self._desk.place, self._desk.words
         pages = None if sheet.number is None else Pages(((sheet.number, sheet.number),))
         deadline = place.admission.deadline()
-        with place.admission.place(caller=CALLER), place.admission.pixels(CALLER) as hold:
+        with place.admission.place(caller=VISITOR.get()), place.admission.pixels(VISITOR.get()) as hold:
             data = await asyncio.to_thread(self._desk.uploads.read, sheet.upload)
             ((image,),) = await deadline.within(place.door.open_pages((ImageRef(data, pages=pages),), hold))
             label = words("search.hit", rank=rank, place=self._name(sheet), score=f"{sheet.score:.2f}")
