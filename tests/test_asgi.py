@@ -15,6 +15,7 @@ import pytest
 
 from onsight.config import Settings
 from onsight.serve import assemble
+from tests.servers import wait_until
 
 
 def command(*more: str, **environment: str) -> subprocess.Popen[str]:
@@ -26,6 +27,13 @@ def command(*more: str, **environment: str) -> subprocess.Popen[str]:
         stdout=subprocess.DEVNULL,
         text=True,
     )
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(url + "/ready").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @contextmanager
@@ -82,5 +90,5 @@ def test_a_model_that_is_not_there_is_one_sentence_and_code_2() -> None:
 def test_it_answers_under_uvicorns_reloader(tmp_path: Path) -> None:
     lines: list[str] = []
     with served(lines, "--reload", "--reload-dir", str(tmp_path), ONSIGHT_ENGINE="fake") as url:
-        assert httpx.get(url + "/ready", timeout=60).status_code == 200
+        wait_until(lambda: is_ready(url), 60)  # it tells the address before its child listens
     assert "Started reloader process" in "".join(lines)

@@ -20,7 +20,7 @@ STREAM = [
     _event(choices=[{"delta": {"content": "a sc"}}]),
     _event(choices=[{"delta": {"content": "reen"}, "finish_reason": "length"}])[:20],
     _event(choices=[{"delta": {"content": "reen"}, "finish_reason": "length"}])[20:],
-    _event(choices=[], usage={"completion_tokens": 2}),
+    _event(choices=[], usage={"completion_tokens": 2, "prompt_tokens": 9}),
     b"data: [DONE]\n\n",
 ]
 
@@ -49,7 +49,7 @@ async def test_a_stream_is_folded_and_its_first_text_is_timed() -> None:
 
 
 async def test_a_whole_answer_has_its_first_text_at_its_end() -> None:
-    whole = {"choices": [{"message": {"content": "a screen"}}], "usage": {"completion_tokens": 2}}
+    whole = {"choices": [{"message": {"content": "a screen"}}], "usage": {"completion_tokens": 2, "prompt_tokens": 9}}
     async with _client(200, "application/json", [json.dumps(whole).encode()]) as client:
         answer = await ask(client, question(b"png", "What?", tokens=2, stream=False))
     assert (answer.text, answer.tokens) == ("a screen", 2)

@@ -25,7 +25,7 @@ ALLOWED = {
     "engines/torch_engine/gguf_weights.py": "checkpoints",
     "models/gguf_mllama.py": "the operator's GGUF file, and a folder in the cache for what goes with it",
     "engines/torch_engine/saving.py": "the folder that the operator has weights written to",
-    "engines/torch_engine/kv_cache.py": "the container's memory limit",
+    "engines/machine.py": "the container's limits",
     "engines/torch_engine/vocabulary.py": "the checkpoint's tokenizer",
     "engines/torch_engine/chat_template.py": "the checkpoint's chat template",
     "engines/torch_engine/families/*.py": "the checkpoint's own json files",

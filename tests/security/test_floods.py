@@ -104,7 +104,7 @@ def test_a_head_that_never_ends_is_given_up_and_others_are_answered() -> None:
                 thread.join()
             assert client.get("/health").status_code == 200
             assert 'onsight_refusals_total{code="timeout"} 2.0' in client.get("/metrics").text
-        wait_until(lambda: server.log().count("caller=127.0.0.1 method=- path=- reason=timeout") == 2)
+        wait_until(lambda: server.log().count("caller=127.0.0.1 method=- path=- status=408 reason=timeout") == 2)
 
 
 def test_a_connection_too_many_is_told_why_and_a_place_that_is_free_again_is_given() -> None:

@@ -15,6 +15,7 @@ from schemathesis.schemas import APIOperation, BaseSchema
 
 from onsight.api.app import ApiSettings
 from onsight.api.keys import KeyBook, new_key, write_keys
+from onsight.api.rates import Rate
 from onsight.tasks.admission import QueueLimits
 from tests.security.doors import House
 
@@ -88,7 +89,7 @@ def strict(kind: str, folder: Path) -> tuple[House, dict[str, str]]:
     text, key = new_key("caller", ("embed",) if kind == "another key" else ("admin",))
     write_keys(folder / "keys.json", [key])
     settings = ApiSettings(
-        keys=KeyBook(file=folder / "keys.json"), open_docs=True, a_minute_by_key=1 if kind == "often" else None
+        keys=KeyBook(file=folder / "keys.json"), open_docs=True, rate_by_key=Rate("key", 1) if kind == "often" else None
     )
     house = House(folder, settings, QueueLimits(timeout_s=0.01 if kind == "late" else None))
     house.engine.step_s = house.pages.step_s = 10.0 if kind == "late" else 0.0

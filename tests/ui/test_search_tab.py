@@ -159,7 +159,7 @@ async def test_pages_that_are_found_are_opened_within_the_bound_on_pixels(furnis
     tab, uploads = SearchTab(office.desk), upload_pages(office)
     await last(tab.find(uploads, QUESTION.text))
     with office.admission.pixels() as hold:
-        hold(10**6)
+        await hold(10**6)
         # The vectors are known; only to be shown would the pages have to be opened.
         _, best, table, problem = await last(tab.find(uploads, QUESTION.text))
     assert (best, len(rows(table))) == ("", 4)

@@ -121,11 +121,16 @@ async def test_a_failing_preparation_is_a_failed_request(breaking: TorchEngine) 
 async def test_a_decode_step_that_fails_once_is_made_again_and_no_answer_shows_it(
     breaking: TorchEngine, smolvlm_reference: SmolVLMReference, caplog: pytest.LogCaptureFixture
 ) -> None:
-    requests = [asking(turn(RED, "go on"), max_tokens=20), asking(turn(POISON_TEXT, " go on"), max_tokens=20)]
-    made = await asyncio.gather(*(answer(breaking, request) for request in requests))
+    long, poison = asking(turn(RED, "go on"), max_tokens=120), asking(turn(POISON_TEXT, " go on"), max_tokens=20)
+    before = breaking.status().steps_total
+    first = asyncio.create_task(answer(breaking, long))
+    async with asyncio.timeout(20):
+        while breaking.status().steps_total < before + 2:  # they must share the step that fails
+            await asyncio.sleep(0)
+    made = await asyncio.gather(first, answer(breaking, poison))
     assert "going on with each alone" in caplog.text
-    for ours, request in zip(made, requests, strict=True):
-        check(ours, smolvlm_reference.generate(request.messages, 20), smolvlm_reference)
+    for ours, request, tokens in zip(made, (long, poison), (120, 20), strict=True):
+        check(ours, smolvlm_reference.generate(request.messages, tokens), smolvlm_reference)
     assert breaking.status().running == 0
 
 

@@ -81,9 +81,12 @@ async def test_a_request_that_kills_the_child_costs_two_lives_at_most(tmp_path: 
     async with started(tmp_path, Patience(pause_s=0.6)) as (engine, child, _):
         with pytest.raises(Unavailable):
             await events_of(engine, ask(POISON))
+        async with asyncio.timeout(20):
+            while child.restarts_total < 2:  # its second end may not have been noticed yet
+                await asyncio.sleep(0.005)
         await until(engine, "ready")
-        assert child.restarts_total == 2
         assert await text_of(engine, ask("hi")) == "Hello you"
+        assert child.restarts_total == 2
 
 
 async def test_a_child_that_hangs_is_called_stalled_and_started_again(tmp_path: Path) -> None:

@@ -47,10 +47,19 @@ MOST_VALUES = 4_000_000
 """In a body with vectors as numbers: forty pages of 768 vectors, which is more than `max_body_mb` usually holds."""
 
 
+def _form_of(embedding: object) -> str:
+    return f"{PART}base64" if isinstance(embedding, str) else f"{PART}numbers"
+
+
+_Rows = Annotated[list[Annotated[list[float], Field(fail_fast=True)]], Field(fail_fast=True)]
+
+
 class Vectors(Strict):
     """Vectors as an answer of ours gave them: numbers [rows][numbers], or base64 of `shape` [rows, numbers]."""
 
-    embedding: str | Annotated[list[Annotated[list[float], Field(fail_fast=True)]], Field(fail_fast=True)]
+    embedding: Annotated[
+        Annotated[str, Tag(f"{PART}base64")] | Annotated[_Rows, Tag(f"{PART}numbers")], Discriminator(_form_of)
+    ]
     dtype: Dtype = "f32"
     shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] | None = None
 
