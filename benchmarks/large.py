@@ -79,7 +79,9 @@ async def run(shape: Shape, folder: Path, words_only: bool) -> tuple[list[Stage]
     stages: list[Stage] = []
 
     def tell(what: str) -> None:
-        done = Stage(what, time.perf_counter() - began_s, *memory.now(), memory.peak, memory.peak_anonymous)
+        resident, anonymous = memory.now()
+        peaks = max(resident, memory.peak), max(anonymous, memory.peak_anonymous)  # the watch looks now and then
+        done = Stage(what, time.perf_counter() - began_s, resident, anonymous, *peaks)
         stages.append(done)
         sizes = ", ".join(f"{name} {getattr(done, name) / 2**30:.2f} GiB" for name in SIZES)
         print(f"{what} after {done.seconds:.0f} s: {sizes}", flush=True)
