@@ -67,13 +67,13 @@ class Onsight(Ours):
 
     def __init__(self, engine: TorchEngine, family: Family) -> None:
         super().__init__(engine)
-        self._family = family
+        self.family = family
 
     def encode(self, image: Image) -> float | None:
         """See `CpuSide.encode`; resizing counts."""
         began_s = time.perf_counter()
         with torch.inference_mode():
-            self._family.encode([self._family.prepare(self._family.plan(image))])
+            self.family.encode([self.family.prepare(self.family.plan(image))])
         return time.perf_counter() - began_s
 
 

@@ -90,17 +90,20 @@ def publish(report: Report, folder: Path = RESULTS) -> None:
 def _markdown(report: Report, facts: dict[str, str], folder: Path) -> str:
     guide = os.path.relpath(ROOT / "benchmarks" / "README.md", folder)
     parts = [f"# {report.title}", f"Written by the benchmark itself; see [how to read it]({guide})."]
-    aims = [
-        (aim.what, _bound(aim), _shown(aim.reached, aim.unit), "yes" if aim.met else "**no**") for aim in report.aims
-    ]
-    if aims:
-        parts.append(_table(Table("", ("aim", "wanted", "reached", "met"), tuple(aims))))
+    if report.aims:
+        parts.append(aims_table(report.aims))
     for table in report.tables:
         parts += [f"## {table.title}", _table(table)]
     if report.notes:
         parts += ["## How it was measured", "\n".join(f"- {note}" for note in report.notes)]
     parts += ["## On what", _table(Table("", ("", ""), tuple(facts.items())))]
     return "\n\n".join(parts) + "\n"
+
+
+def aims_table(aims: Sequence[Aim]) -> str:
+    """Wanted beside reached, as Markdown."""
+    rows = [(aim.what, _bound(aim), _shown(aim.reached, aim.unit), "yes" if aim.met else "**no**") for aim in aims]
+    return _table(Table("", ("aim", "wanted", "reached", "met"), tuple(rows)))
 
 
 def _bound(aim: Aim) -> str:

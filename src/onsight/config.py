@@ -88,7 +88,7 @@ class Settings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Number type of the weights.")
     quantize: Literal["auto", "none", "int4", "int8"] = Field(
         "auto",
-        description="Bits of the language model's weights on a CPU; 'auto' is int4 where they would not fit well.",
+        description="Bits of the language model's weights; 'auto' is int4 on a CPU where they would not fit well.",
     )
     max_model_len: int | None = Field(None, ge=16, description="Most tokens of prompt and answer together.")
     max_num_seqs: int = Field(

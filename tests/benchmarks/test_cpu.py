@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import few_bits
+from benchmarks import few_bits, large
 from benchmarks.cpu import SIDES, Effort, Found, measure, obstacle, parse, report
 from benchmarks.shapes import SHAPES, shortened, write_shape
 from onsight.engines.torch_engine.quantize import int8_is_exact
+from tests.engines.fidelity import FAMILIES
 
 pytestmark = [pytest.mark.model, pytest.mark.skipif(not int8_is_exact(), reason="8 bits need VNNI")]
 
@@ -50,12 +52,50 @@ def test_a_shorter_decoder_keeps_the_cross_attention_it_has() -> None:
     assert (text["num_hidden_layers"], text["cross_attention_layers"]) == (10, [3, 8])
 
 
+def test_a_large_model_is_reported_with_its_memory_and_its_layers(tmp_path: Path) -> None:
+    large.main(["--shape", "tiny-mllama", "--models", str(tmp_path), "--out", str(tmp_path)])
+    told = json.loads((tmp_path / "large.json").read_text())
+    memory, layers = told["tables"]
+    assert [row[0].split(",")[0] for row in memory["rows"]] == [
+        "loaded",
+        "a short question answered",
+        "a picture looked at and two tokens written",
+    ]
+    assert all(row[4] >= row[2] > row[3] > 0 for row in memory["rows"])
+    assert [row[1] for row in layers["rows"]] == ["text", "picture", "text", "picture"]
+    assert all(reading > 0 and writing > 0 for _, _, reading, writing in layers["rows"])
+    assert told["aims"] == []  # they are the whole model's
+
+
 def test_the_page_of_costs_has_its_tables(tmp_path: Path) -> None:
     lines = asyncio.run(few_bits.measure(1))
     assert [line.splitlines()[0] for line in lines if line.startswith("## ")] == [
         "## Peek's evaluation, right in %",
         "## Logits, beside float32's",
+        "## Layers' outputs: errors, beside the outputs' own size, in %",
         "## Peek's weights: errors, beside the weights' own size, in %",
     ]
-    assert sum(line.startswith("| Peek |") for line in lines) == 2
-    assert sum(line.startswith("| model.text_model.layers.") for line in lines) == 16
+    assert sum(line.startswith("| Peek |") for line in lines) == 2 + 4
+    outputs = [
+        line.split(" | ") for line in lines[lines.index("") :] if line.startswith("| tiny") and line.count("|") == 5
+    ]
+    assert {cells[0].removeprefix("| ") for cells in outputs} == {f"tiny {kind.title}" for kind in FAMILIES.values()}
+    assert all(0 < float(cells[2]) < float(cells[3].removesuffix(" |")) < 60 for cells in outputs)
+
+
+def test_the_aim_is_held_against_the_row_that_loses_most() -> None:
+    whole = {row: (92, 100) for row, _ in few_bits.ROWS}
+    lost = {row: (90 if row == few_bits.ROWS[3][0] else 95, 100) for row, _ in few_bits.ROWS}
+    assert (few_bits.loss(whole, lost).reached, few_bits.loss(whole, lost).met) == (2.0, True)
+    lost[few_bits.ROWS[0][0]] = (89, 100)
+    assert (few_bits.loss(whole, lost).reached, few_bits.loss(whole, lost).met) == (3.0, False)
+
+
+def test_screens_that_would_take_too_long_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*others: object) -> list[object]:
+        return []
+
+    monkeypatch.setattr(few_bits, "ask", nothing)
+    monkeypatch.setattr(few_bits, "_LOT", 1)
+    asked, _ = asyncio.run(few_bits.ask_about_screens(3, minutes=0.0))
+    assert len({id(one.screen) for one in asked}) == 1

@@ -235,14 +235,20 @@ def test_auto_is_4_bits_where_memory_is_short_and_says_so(
 
 def test_what_cannot_be_had_is_refused(smolvlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     four, gpu = TorchSettings(quantize="int4"), torch.device("cuda")
-    with pytest.raises(StartError, match="int4 weights are for CPUs, and the device is cuda"):
+    with pytest.raises(StartError, match="int4 weights are for CPUs and CUDA, and the device is mps"):
+        pick_scheme(smolvlm, four, torch.device("mps"), torch.float16)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(StartError, match=r"need the package bitsandbytes: pip install 'onsight\[gpu-bits\]'"):
         pick_scheme(smolvlm, four, gpu, torch.bfloat16)
+    monkeypatch.undo()
     card, out = find_card("tiny", smolvlm), tmp_path / "saved"
     save_quantised(smolvlm, card, "int4", out)
     with pytest.raises(StartError, match="is there already and not empty"):
         save_quantised(smolvlm, card, "int4", out)
     with pytest.raises(StartError, match="holds int4 weights already"):
         save_quantised(out, card, "int4", tmp_path / "other")
+    with pytest.raises(StartError, match="int4 weights that are saved are for CPUs, and the device is cuda"):
+        pick_scheme(out, TorchSettings(), gpu, torch.bfloat16)
     with pytest.raises(StartError, match=r"quantize is none, but .* holds int4 weights"):
         pick_scheme(out, TorchSettings(quantize="none"), CPU, torch.float32)
     with pytest.raises(StartError, match="holds int4 weights, which transformers cannot read"):
@@ -250,6 +256,15 @@ def test_what_cannot_be_had_is_refused(smolvlm: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr("onsight.engines.torch_engine.memory.int8_is_exact", lambda: False)
     with pytest.raises(StartError, match="int8 weights need a processor that adds up bytes"):
         pick_scheme(smolvlm, TorchSettings(quantize="int8"), CPU, torch.float32)
+
+
+def test_a_gpu_gets_its_own_kind_of_few_bits(smolvlm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    schemes = [
+        pick_scheme(smolvlm, TorchSettings(quantize=choice), torch.device("cuda"), torch.bfloat16)
+        for choice in ("int4", "int8", "none")
+    ]
+    assert schemes == ["gpu-nf4", "gpu-int8", None]
 
 
 def test_weights_of_other_programs_are_refused(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,7 +29,7 @@ from onsight.engines.torch_engine.narrowing import (
     by_rule,
     narrow,
 )
-from onsight.engines.torch_engine.quantize import INT8_BESIDE, Scheme, int8_is_exact, packed_bytes
+from onsight.engines.torch_engine.quantize import INT8_BESIDE, ON_GPU, Scheme, int8_is_exact, packed_bytes
 from onsight.engines.torch_engine.settings import DeviceChoice, DtypeChoice
 from onsight.models.hub import ADAPTER_CONFIG
 
@@ -316,9 +316,9 @@ def saved_scheme(folder: Path) -> Scheme | None:
     found = _quantisation(folder)
     if found is None:
         return None
-    for scheme in get_args(Scheme):
+    for scheme in ON_GPU:
         if (found.get("quant_method"), found.get("scheme")) == (QUANT_METHOD, scheme):
-            return cast(Scheme, scheme)
+            return scheme
     raise StartError(
         f"{folder / 'config.json'} says that the weights are quantised by {found.get('quant_method')!r}, which is not"
         " read here: take the plain weights, and --quantize if memory is short"

@@ -14,7 +14,8 @@ from onsight.core.messages import Image
 from onsight.engines.torch_engine import kv_cache, loading
 from onsight.engines.torch_engine.families import load_family
 from onsight.engines.torch_engine.families.family import Family
-from onsight.engines.torch_engine.quantize import Scheme, int8_is_exact
+from onsight.engines.torch_engine.gpu_bits import require_package
+from onsight.engines.torch_engine.quantize import ON_GPU, Scheme, int8_is_exact
 from onsight.engines.torch_engine.settings import QuantizeChoice, TorchSettings
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 from onsight.models.card import ModelCard
@@ -45,10 +46,13 @@ def pick_scheme(folder: Path, settings: TorchSettings, device: torch.device, dty
     if saved is not None and choice not in ("auto", saved):
         raise StartError(f"quantize is {choice}, but {folder} holds {saved} weights: leave it out, or give the model")
     wanted = saved or _choice(folder, choice, device, dtype)
+    if wanted is not None and saved is None and device.type == "cuda":
+        require_package()
+        return ON_GPU[wanted]
     if wanted is not None and device.type != "cpu":
         raise StartError(
-            f"{wanted} weights are for CPUs, and the device is {device.type}: choose --device cpu, or a plain model"
-            " with --quantize none"
+            f"{wanted} weights {'are for CPUs and CUDA' if saved is None else 'that are saved are for CPUs'}, and the"
+            f" device is {device.type}: choose --device cpu, or the plain model with --quantize none"
         )
     if wanted == "int8" and not int8_is_exact():
         raise StartError("int8 weights need a processor that adds up bytes (VNNI), which this is not: choose int4")

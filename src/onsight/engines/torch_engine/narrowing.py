@@ -8,15 +8,17 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from onsight.engines.torch_engine.gpu_bits import GpuInt8Linear, Nf4Linear
 from onsight.engines.torch_engine.quantize import (
+    ON_GPU,
     HalfEmbedding,
     HalfLinear,
     Int4Linear,
+    Int8Linear,
     QuantisedLinear,
     Scheme,
     group_of,
     int8_is_exact,
-    linear_of,
     packed_order,
 )
 
@@ -29,6 +31,12 @@ PACKED, SCALES = ".packed", ".scales"
 """End the names of stored weights of few bits."""
 HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}
 """Number formats of 16 bits, by safetensors' names."""
+_LINEARS: Mapping[Scheme, type[QuantisedLinear]] = {
+    "int4": Int4Linear,
+    "int8": Int8Linear,
+    "gpu-nf4": Nf4Linear,
+    "gpu-int8": GpuInt8Linear,
+}
 _PRODUCT = re.compile(r"(^|\.)layers\.\d+\.(self_attn|cross_attn|mlp)\.\w+_proj$")
 _SEEING = ("vision", "visual")
 """In the names of towers, whose layers are named as a decoder's: see docs/decisions/0018-few-bits.md."""
@@ -85,7 +93,7 @@ class Narrowed:
         if scheme is None:
             return None
         rows = {part: linear.out_features for part, linear in linears.items()}
-        made = linear_of(scheme, rows, first.in_features, None if first.bias is None else first.bias.dtype)
+        made = _LINEARS[scheme](rows, first.in_features, None if first.bias is None else first.bias.dtype)
         self.linears[name] = made
         self.parts |= {f"{part}.weight": (made, part) for part in rows}
         return made
@@ -105,7 +113,7 @@ def by_rule(scheme: Scheme) -> Decide:
         if group_of(width) is None or any(word in name for word in _SEEING):
             return None
         if name.rpartition(".")[2] == HEAD:
-            return "int8" if int8_is_exact() else None
+            return "gpu-int8" if scheme in ON_GPU.values() else "int8" if int8_is_exact() else None
         return scheme if _PRODUCT.search(name) else None
 
     return decide

@@ -1,4 +1,4 @@
-"""Weights in 4 or 8 bits on a CPU: how numbers are rounded, and the products that read them so.
+"""Weights in 4 or 8 bits on a CPU: how numbers are rounded, and the products that read them so; GPUs': gpu_bits.py.
 
 See docs/decisions/0018-few-bits.md for the choices, docs/results/int4.md for what they cost in answers.
 """
@@ -13,7 +13,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-Scheme = Literal["int4", "int8"]
+Scheme = Literal["int4", "int8", "gpu-nf4", "gpu-int8"]
+ON_GPU: Mapping[Scheme, Scheme] = {"int4": "gpu-nf4", "int8": "gpu-int8"}
+"""What stands on a GPU for what is asked for; what is stored is for CPUs."""
 
 _GROUPS = (128, 64, 32)
 """Inputs that share a scale and an offset: as many as divide the width, of those that PyTorch's kernel knows."""
@@ -41,14 +43,9 @@ def int8_is_exact() -> bool:
     return bool(torch.cpu._is_vnni_supported())
 
 
-def linear_of(scheme: Scheme, parts: Mapping[str, int], width: int, bias: torch.dtype | None) -> QuantisedLinear:
-    """An empty product of `scheme` that stands for `parts`: names, and how many outputs each has."""
-    return (Int4Linear if scheme == "int4" else Int8Linear)(parts, width, bias)
-
-
 def packed_bytes(scheme: Scheme, outputs: int, width: int) -> int:
     """What a weight [outputs, width] takes in memory, but for what blocks are filled up with."""
-    if scheme == "int8":
+    if scheme in ("int8", "gpu-int8"):
         return outputs * (width + 4 + INT8_BESIDE)
     return outputs * width // 2 + outputs * width // (group_of(width) or width) * 4
 
