@@ -81,6 +81,11 @@ def test_a_model_that_is_not_there_is_one_sentence_and_code_2() -> None:
 
 def test_it_answers_under_uvicorns_reloader(tmp_path: Path) -> None:
     lines: list[str] = []
-    with served(lines, "--reload", "--reload-dir", str(tmp_path), ONSIGHT_ENGINE="fake") as url:
-        assert httpx.get(url + "/ready", timeout=60).status_code == 200
+    # The reloader tells of the port before its child listens.
+    patient = httpx.HTTPTransport(retries=8)
+    with (
+        served(lines, "--reload", "--reload-dir", str(tmp_path), ONSIGHT_ENGINE="fake") as url,
+        httpx.Client(transport=patient, timeout=60) as client,
+    ):
+        assert client.get(url + "/ready").status_code == 200
     assert "Started reloader process" in "".join(lines)
