@@ -129,7 +129,7 @@ def main(given: Sequence[str] | None = None) -> None:
     flags = (*vllm, "--vllm-args", "--dtype float32 --enforce-eager", "--max-model-len", "2048", "--no-ui")
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         logs = Path(temporary)
-        theirs = stack.enter_context(running(onsight(folder, *flags), logs, START_S))
+        theirs = stack.enter_context(running(onsight(folder, *flags), logs))
         ours = stack.enter_context(running(onsight(folder, "--dtype", "float32", "--no-ui"), logs))
         found = compare(ours, theirs)
         picture = png(next(screens()))
