@@ -31,6 +31,8 @@ PICTURES = 4
 MOST_APART = 0.05
 SCHEMA = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
 START_S = 600.0
+# A small model may write line breaks between JSON's parts for as long as it is let.
+VLLM_ARGS = """--dtype float32 --enforce-eager --structured-outputs-config '{"disable_any_whitespace": true}'"""
 
 Tokens = list[tuple[str, float]]
 
@@ -126,7 +128,7 @@ def main(given: Sequence[str] | None = None) -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     folder = str(model_folder("peek"))
     vllm = ("--engine", "vllm", "--vllm", str(arguments.vllm.resolve()))
-    flags = (*vllm, "--vllm-args", "--dtype float32 --enforce-eager", "--max-model-len", "2048", "--no-ui")
+    flags = (*vllm, "--vllm-args", VLLM_ARGS, "--max-model-len", "2048", "--no-ui")
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
         logs = Path(temporary)
         theirs = stack.enter_context(running(onsight(folder, *flags), logs))
