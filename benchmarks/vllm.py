@@ -31,8 +31,8 @@ PICTURES = 4
 MOST_APART = 0.05
 SCHEMA = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
 START_S = 600.0
-# A small model may write line breaks between JSON's parts for as long as it is let.
-VLLM_ARGS = """--dtype float32 --enforce-eager --structured-outputs-config '{"disable_any_whitespace": true}'"""
+# A small model may write line breaks between JSON's parts for as long as it is let. Braces are doubled, as in a `Command`.
+VLLM_ARGS = """--dtype float32 --enforce-eager --structured-outputs-config '{{"disable_any_whitespace": true}}'"""
 
 Tokens = list[tuple[str, float]]
 
