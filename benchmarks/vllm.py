@@ -31,8 +31,9 @@ PICTURES = 4
 MOST_APART = 0.05
 SCHEMA = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
 START_S = 600.0
-# A small model may write line breaks between JSON's parts for as long as it is let. Braces are doubled, as in a `Command`.
-VLLM_ARGS = """--dtype float32 --enforce-eager --structured-outputs-config '{{"disable_any_whitespace": true}}'"""
+# A small model may write line breaks between JSON's parts for as long as it is let. Braces are doubled for `Command`.
+JSON_ARGS = '{{"backend": "xgrammar", "disable_any_whitespace": true}}'
+VLLM_ARGS = f"--dtype float32 --enforce-eager --structured-outputs-config '{JSON_ARGS}'"
 
 Tokens = list[tuple[str, float]]
 
