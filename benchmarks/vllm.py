@@ -14,7 +14,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
@@ -85,8 +85,9 @@ def kill_in_mid_stream(server: RunningServer, picture: bytes) -> tuple[str, int,
         for number, line in enumerate(answer.iter_lines()):
             if number == 4:
                 for child in psutil.Process(server.process.pid).children(recursive=True):
-                    if "vllm" in " ".join(child.cmdline()).lower():
-                        child.send_signal(signal.SIGKILL)
+                    with suppress(psutil.NoSuchProcess):  # some end with those before them
+                        if "vllm" in " ".join(child.cmdline()).lower():
+                            child.send_signal(signal.SIGKILL)
             if '"error"' in line:
                 ended = str(json.loads(line.removeprefix("data: "))["error"]["code"])
     began_s = time.perf_counter()
