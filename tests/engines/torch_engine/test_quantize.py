@@ -14,8 +14,8 @@ from onsight.engines.torch_engine.quantize import (
     Int8Linear,
     Layout,
     QuantisedLinear,
+    count_weights,
     group_of,
-    held_bytes,
     int8_is_exact,
     packed_bytes,
     packed_order,
@@ -129,7 +129,7 @@ def test_the_size_is_known_before(kind: type[QuantisedLinear]) -> None:
     made = filled(kind, torch.randn(128, 96))
     held = made.packed.nbytes + made.scales.nbytes + (8 * 128 if kind is Int8Linear else 0)  # oneDNN's offsets
     assert packed_bytes("int4" if kind is Int4Linear else "int8", 128, 96) == held
-    assert held_bytes(nn.Sequential(made, nn.Linear(3, 5))) == made.packed.nbytes + made.scales.nbytes + 4 * 20
+    assert count_weights(nn.Sequential(made, nn.Linear(3, 5))) == 128 * 96 + 20
 
 
 def test_where_sums_of_bytes_would_saturate_eight_bits_are_made_wide(monkeypatch: pytest.MonkeyPatch) -> None:

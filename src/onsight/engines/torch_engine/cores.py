@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import torch
 
-_SMALL_LAYER = 8 << 20
-"""A layer with no more bytes of weights than this writes faster on one CPU thread than on several."""
+_SMALL_LAYER = 2_000_000
+"""A layer with no more weights than this writes faster on one CPU thread than on several, in however many bits."""
 
 
 class Cores:
     """Shares the processor out. Each flag has one writer, and one read a moment late only costs time."""
 
-    def __init__(self, device: torch.device, layer_bytes: int) -> None:
-        """`layer_bytes`: of the weights in one layer of the language model."""
+    def __init__(self, device: torch.device, layer_weights: int) -> None:
+        """`layer_weights`: numbers in one layer of the language model."""
         self._all = torch.get_num_threads()
         # Waking a second thread takes longer than such a model's small products do.
-        self._alone = device.type == "cpu" and layer_bytes <= _SMALL_LAYER
+        self._alone = device.type == "cpu" and layer_weights <= _SMALL_LAYER
         self.apart = self._alone and self._all > 1
         """Whether pictures are encoded while others' answers are written: where writing leaves cores idle."""
         self._model_works = False

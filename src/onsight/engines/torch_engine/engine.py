@@ -239,7 +239,7 @@ class TorchEngine:
         watcher = family.watcher
         words = None if watcher is None else watcher.words
         template = ChatTemplate(folder, family.image_text, family.chat_template, words, family.tool_syntax)
-        cores = Cores(device, decoder.layer_bytes)
+        cores = Cores(device, decoder.layer_weights)
         runner = Runner(family, cache, cores)
         with torch.inference_mode():
             runner.warm_up()

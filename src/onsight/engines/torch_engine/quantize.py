@@ -50,11 +50,12 @@ def packed_bytes(scheme: Scheme, outputs: int, width: int) -> int:
     return outputs * width // 2 + outputs * width // (group_of(width) or width) * 4
 
 
-def held_bytes(module: nn.Module) -> int:
-    """Bytes of the weights in `module`, those of few bits as they are packed."""
-    packed = [part for part in module.modules() if isinstance(part, QuantisedLinear)]
-    whole = sum(weight.nbytes for weight in module.parameters())
-    return whole + sum(part.packed.nbytes + part.scales.nbytes for part in packed)
+def count_weights(module: nn.Module) -> int:
+    """Numbers in `module`, however many bits each has."""
+    quantised = [part for part in module.modules() if isinstance(part, QuantisedLinear)]
+    return sum(weight.numel() for weight in module.parameters()) + sum(
+        part.in_features * part.out_features for part in quantised
+    )
 
 
 class QuantisedLinear(nn.Module, ABC):

@@ -179,7 +179,7 @@ def _answer(
     count = len(prompt.token_ids)
     size = kv_cache.KeyValueSize(1, count + len(tokens))
     cache = kv_cache.KeyValueCache(family.decoder.shape, size, checkpoint.device, checkpoint.dtype)
-    cores = Cores(checkpoint.device, family.decoder.layer_bytes)
+    cores = Cores(checkpoint.device, family.decoder.layer_weights)
     runner = Runner(family, cache, cores)
     pixels = [span.pixels.values for span in prompt.spans if span.pixels is not None]
     ids = list(prompt.token_ids)

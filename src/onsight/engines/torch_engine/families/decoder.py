@@ -10,7 +10,7 @@ from torch import nn
 from onsight.engines.torch_engine.families.fused import FusedLayer, signed
 from onsight.engines.torch_engine.families.key_values import KeyValues, KeyValueShape
 from onsight.engines.torch_engine.families.product import AnyLinear, product
-from onsight.engines.torch_engine.quantize import held_bytes
+from onsight.engines.torch_engine.quantize import count_weights
 
 
 class Decoder:
@@ -35,8 +35,8 @@ class Decoder:
         self.project: Callable[[torch.Tensor], torch.Tensor] | None = None
         """One picture's [tokens, hidden] as [layers, 2, kv heads, tokens, dim], where cross-attention sees pictures."""
         layers = text_model.get_submodule("layers")
-        self.layer_bytes = held_bytes(layers.get_submodule("0"))
-        """Bytes of weights in the first layer."""
+        self.layer_weights = count_weights(layers.get_submodule("0"))
+        """Numbers in the first layer."""
         for name, layer in list(layers.named_children()):
             layers.add_module(name, self._fuse(layer, int(name)))
         self._layers = list(layers.children())
