@@ -23,6 +23,8 @@ from training.export_gguf import MIXTURE, export_gguf
 
 KINDS = ("Q8_0", MIXTURE)
 REQUESTS = (1, 4)
+WAYS = (*((kind, 2) for kind in KINDS), (MIXTURE, 1))
+"""(kind, threads): all of this machine's two cores, and one of them, as where there are more cores than threads."""
 SLOTS, THREADS = 4, 2
 WORDS = "say what you see in this picture, and where; "
 THROUGH, FIRST = 0.97, 0.5
@@ -55,11 +57,16 @@ class Measured:
     resident_mb: float = 0.0
 
 
-def alone(model: Path, mmproj: Path, kind: str, context: int) -> Command:
+def name_of(kind: str, threads: int, way: str) -> str:
+    """A row of the table."""
+    return f"llama.cpp {kind} {way}" + (f", {threads} thread" if threads < THREADS else "")
+
+
+def alone(model: Path, mmproj: Path, name: str, threads: int, context: int) -> Command:
     """llama.cpp's own server."""
-    bounds = ("--threads", str(THREADS), "--slots", str(SLOTS), "--context", str(context))
+    bounds = ("--threads", str(threads), "--slots", str(SLOTS), "--context", str(context))
     arguments = ("-m", "benchmarks.peers.llama_server", str(model), str(mmproj), "{port}", *bounds)
-    return Command(f"llama.cpp {kind} alone", arguments, "/health")
+    return Command(name, arguments, "/health")
 
 
 def commands(shape: str, folder: Path) -> Iterator[Command]:
@@ -67,15 +74,17 @@ def commands(shape: str, folder: Path) -> Iterator[Command]:
     llama.cpp alone."""
     plain = write_shape(SHAPES[shape], folder / "plain")
     context = SHAPES[shape].context
-    bounds = ("--threads", str(THREADS), "--max-num-seqs", str(SLOTS), "--max-model-len", str(context), "--no-ui")
-    for kind in KINDS:
-        model, mmproj = export_gguf(plain, folder / kind, shape, kind)
-        yield alone(model, mmproj, kind, context)
-        yield Command(f"llama.cpp {kind} through Onsight", onsight(str(model), *bounds).arguments, "/ready")
+    bounds = ("--max-num-seqs", str(SLOTS), "--max-model-len", str(context), "--no-ui", "--threads")
+    files = {kind: export_gguf(plain, folder / kind, shape, kind) for kind in KINDS}
+    for kind, threads in WAYS:
+        model, mmproj = files[kind]
+        yield alone(model, mmproj, name_of(kind, threads, "alone"), threads, context)
+        through = onsight(str(model), *bounds, str(threads))
+        yield Command(name_of(kind, threads, "through Onsight"), through.arguments, "/ready")
     if shape in LARGE:
         return
     for name, options in TORCH.items():
-        yield Command(f"torch, {name}", onsight(str(plain), *bounds, *options).arguments, "/ready")
+        yield Command(f"torch, {name}", onsight(str(plain), *bounds, str(THREADS), *options).arguments, "/ready")
 
 
 def ask_round(server: RunningServer, told: Measured, tokens: int, numbers: Iterator[int]) -> None:
@@ -106,7 +115,7 @@ def measure(shape: str, folder: Path, plan: Plan) -> dict[str, Measured]:
                 with server.alone(servers):
                     told = measured[server.name] if number >= 0 else Measured()
                     # Pictures take the longest by far, so they are not shown in every round.
-                    if 0 <= number < plan.screens and shape not in LARGE:
+                    if 0 <= number < plan.screens and shape not in LARGE and "1 thread" not in server.name:
                         body = question(next(pictures), WORDS, tokens=2)
                         (first,), _ = asyncio.run(ask_all(server.url, [body], 1))
                         told.firsts.append(first.first_s)
@@ -124,13 +133,12 @@ def _ratio(over: Sequence[float], under: Sequence[float]) -> float:
 
 def aims_of(shape: str, measured: dict[str, Measured]) -> Iterator[Aim]:
     """Onsight's part in llama.cpp's speed, and the torch engine's first tokens."""
-    for kind in KINDS:
-        own, ours = measured[f"llama.cpp {kind} alone"], measured[f"llama.cpp {kind} through Onsight"]
+    for kind, threads in WAYS:
+        own, ours = (measured[name_of(kind, threads, way)] for way in ("alone", "through Onsight"))
         for count in REQUESTS:
             reached = _ratio(ours.writes[count], own.writes[count])
-            yield Aim(
-                f"{shape}: tokens/s through Onsight of {kind} alone, {count} request(s)", THROUGH, reached, "x", True
-            )
+            title = f"{shape}: tokens/s through Onsight of {kind} alone, {threads} thread(s), {count} request(s)"
+            yield Aim(title, THROUGH, reached, "x", at_least=True)
         for dtype in ("float32", "bfloat16") if own.firsts else ():
             sooner = _ratio(measured[f"torch, {dtype}"].firsts, own.firsts)
             yield Aim(
@@ -165,7 +173,8 @@ def report(measured: dict[str, dict[str, Measured]], plan: Plan) -> Report:
         " Reading: a text prompt until its first token. Picture: a 256x256 screen that nobody has seen, from sending"
         " the request on, drawn larger and cut into tiles as each side does it for this model.",
         f"{THREADS} threads and {SLOTS} slots on every side, on as many cores: what Onsight computes for each token is"
-        " taken from llama.cpp, the more of it the more tokens a second there are. Products in Q8_0 or"
+        " taken from llama.cpp, the more of it the more tokens a second there are. With 1 thread a core is left for"
+        " Onsight and the client, as it is on machines with more cores. Products in Q8_0 or"
         f" {MIXTURE}, the part that sees in half floats; published weights are bfloat16. {MIXTURE} is written by"
         " training/export_gguf.py, in the layout and choice of kinds of llama.cpp: where 256 does not divide a width,"
         " Q5_0 stands for Q4_K and Q8_0 for Q6_K.",
