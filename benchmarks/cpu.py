@@ -1,4 +1,5 @@
-"""Models on a plain CPU, random weights of the published shapes: float32, 8 and 4 bits, and transformers' `generate`.
+"""Models on a plain CPU, random weights of the published shapes: float32, bfloat16, 8 and 4 bits, transformers'
+`generate`, and llama.cpp's own server.
 
 python -m benchmarks.cpu [--shapes NAME ...] [--sides NAME ...] [--layers N] [--rounds N] [--screens N] [--tokens N]
 [--models FOLDER]
@@ -10,13 +11,14 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +27,7 @@ import psutil
 import torch
 
 from benchmarks.families import QUESTION, SPARE_BYTES, Generate, Ours, Pictures, Plan, Written, prompts
+from benchmarks.llama_side import KINDS, files, llama
 from benchmarks.report import RESULTS, Aim, Cell, Report, Table, median, publish
 from benchmarks.shapes import SHAPES, Shape, reference, shortened, weights, write_shape
 from onsight.core.messages import Image, Message, Text
@@ -32,7 +35,7 @@ from onsight.engines.torch_engine import TorchEngine, TorchSettings
 from onsight.engines.torch_engine.families import load_family
 from onsight.engines.torch_engine.families.family import Family
 from onsight.engines.torch_engine.loading import Checkpoint
-from onsight.engines.torch_engine.settings import QuantizeChoice
+from onsight.engines.torch_engine.settings import DtypeChoice, QuantizeChoice
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 from onsight.models.card import find_card
 
@@ -40,14 +43,25 @@ DEFAULT = ("SmolVLM2-256M", "SmolVLM2-500M", "SmolVLM2-2.2B", "Llama-3.2-Vision-
 CUT = {"Llama-3.2-Vision-11B": 8}
 """Layers of a decoder that is too large whole in float32, where --layers does not say otherwise."""
 REQUESTS = (1, 4)
-BYTES_A_WEIGHT = {"float32": 4.0, "int8": 1.3, "int4": 0.9, "generate": 4.0}
+BYTES_A_WEIGHT = {
+    "float32": 4.0,
+    "bfloat16": 2.0,
+    "int8": 1.3,
+    "int4": 0.9,
+    "generate": 4.0,
+    "q8_0": 1.3,
+    "q4_k_m": 0.9,
+}
 """About, with the parts that stay wide; for deciding whether a side fits."""
 _ENDLESS_S = 1e9
 _WATCH_S = 0.02
 
 
 class CpuSide(Protocol):
-    """What is measured of one way to run a model."""
+    """What is measured of one way to run a model. `process_id`: where it runs; `load_s`: None where entering is it."""
+
+    process_id: int
+    load_s: float | None
 
     async def write(self, asked: Sequence[Message], tokens: int) -> Written:
         """Answer all at once; tokens/s from the moment when all had their first."""
@@ -65,6 +79,8 @@ class CpuSide(Protocol):
 class Onsight(Ours):
     """The engine, and its family, so that pictures can be encoded alone."""
 
+    process_id, load_s = os.getpid(), None
+
     def __init__(self, engine: TorchEngine, family: Family) -> None:
         super().__init__(engine)
         self.family = family
@@ -80,13 +96,17 @@ class Onsight(Ours):
 class Transformers(Generate):
     """transformers' own model."""
 
+    process_id, load_s = os.getpid(), None
+
     def encode(self, image: Image) -> float | None:
         """See `CpuSide.encode`."""
         return None
 
 
 @asynccontextmanager
-async def _onsight(shape: Shape, folder: Path, quantize: QuantizeChoice) -> AsyncIterator[CpuSide]:
+async def _onsight(
+    shape: Shape, folder: Path, quantize: QuantizeChoice, dtype: DtypeChoice = "float32"
+) -> AsyncIterator[CpuSide]:
     loaded: list[Family] = []
 
     def load(name: str, checkpoint: Checkpoint, vocabulary: Vocabulary) -> Family:
@@ -96,7 +116,7 @@ async def _onsight(shape: Shape, folder: Path, quantize: QuantizeChoice) -> Asyn
     slots = max(REQUESTS)
     settings = TorchSettings(
         device="cpu",
-        dtype="float32",
+        dtype=dtype,
         quantize=quantize,
         max_num_seqs=slots,
         max_model_len=shape.context,
@@ -119,9 +139,12 @@ async def _generate(shape: Shape, folder: Path) -> AsyncIterator[CpuSide]:
 Open = Callable[[Shape, Path], AbstractAsyncContextManager[CpuSide]]
 SIDES: dict[str, Open] = {
     "float32": lambda shape, folder: _onsight(shape, folder, "none"),
+    "bfloat16": lambda shape, folder: _onsight(shape, folder, "none", "bfloat16"),
     "int8": lambda shape, folder: _onsight(shape, folder, "int8"),
     "int4": lambda shape, folder: _onsight(shape, folder, "int4"),
     "generate": _generate,
+    "q8_0": lambda shape, folder: llama(shape, folder, "q8_0"),
+    "q4_k_m": lambda shape, folder: llama(shape, folder, "q4_k_m"),
 }
 """Another program gets a column by an entry here and in `BYTES_A_WEIGHT`."""
 
@@ -147,24 +170,26 @@ class Found:
 
 
 class Memory:
-    """Watches what this process holds, from now on."""
+    """Watches what a process holds, from now on; `process_id` may change meanwhile."""
 
     def __init__(self) -> None:
+        self.process_id = os.getpid()
         self.peak = self.peak_anonymous = 0
         threading.Thread(target=self._watch, daemon=True).start()
 
     def now(self) -> tuple[int, int]:
         """(resident, and what of that is no file's)."""
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path(f"/proc/{self.process_id}/status").read_text().splitlines()
         table = dict(line.split(":", 1) for line in lines if line.startswith(("VmRSS", "RssAnon")))
         held = {name: int(value.split()[0]) << 10 for name, value in table.items()}
         return held["VmRSS"], held["RssAnon"]
 
     def _watch(self) -> None:
-        while True:
-            resident, anonymous = self.now()
-            self.peak, self.peak_anonymous = max(self.peak, resident), max(self.peak_anonymous, anonymous)
-            time.sleep(_WATCH_S)
+        with suppress(FileNotFoundError, ProcessLookupError, KeyError):  # it has ended
+            while True:
+                resident, anonymous = self.now()
+                self.peak, self.peak_anonymous = max(self.peak, resident), max(self.peak_anonymous, anonymous)
+                time.sleep(_WATCH_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +206,9 @@ async def measure(side: str, shape: Shape, folder: Path, effort: Effort) -> Foun
     memory, drawn, numbers = Memory(), Pictures(), itertools.count(1)
     began_s = time.perf_counter()
     async with SIDES[side](shape, folder) as running:
-        load_s = time.perf_counter() - began_s
+        load_s = running.load_s or time.perf_counter() - began_s
+        if running.process_id != memory.process_id:
+            memory.process_id, memory.peak, memory.peak_anonymous = running.process_id, 0, 0
         resident, anonymous = memory.now()
         await running.write(prompts(1, numbers), 2)  # not counted: the first request pays for lazy set-up
         prefill: dict[int, list[float]] = {}
@@ -220,6 +247,8 @@ def cut(name: str, layers: int | None) -> Shape:
 
 def obstacle(side: str, shape: Shape) -> str | None:
     """Why a side cannot be measured here, as a sentence; None when it can."""
+    if side in KINDS and shape.kind != "smolvlm":
+        return f"{shape.name}, {side}: left out, llama.cpp does not run it."
     needed, free = int(weights(shape) * BYTES_A_WEIGHT[side]) + SPARE_BYTES, psutil.virtual_memory().available
     if needed <= free:
         return None
@@ -259,6 +288,16 @@ def report(found: dict[tuple[str, str], Found], left_out: Sequence[str], argumen
         for shape in dict.fromkeys(shape for shape, _ in found)
         if {(shape, "int4"), (shape, "float32")} <= found.keys()
     ]  # fmt: skip
+    aims += [
+        Aim(
+            f"{shape}: seconds to the first token after a screen, {dtype} beside {kind}", 0.5,
+            found[shape, dtype].first_s / found[shape, kind].first_s, "x",
+        )
+        for shape in dict.fromkeys(shape for shape, _ in found)
+        for dtype in ("float32", "bfloat16")
+        for kind in KINDS
+        if {(shape, dtype), (shape, kind)} <= found.keys()
+    ]  # fmt: skip
     columns = (
         "shape", "weights", "reading, tokens/s, 1 request", f"{REQUESTS[1]} requests",
         "writing, tokens/s, 1 request", f"{REQUESTS[1]} requests", "a token, ms by layer", "encoding a screen, s",
@@ -267,9 +306,11 @@ def report(found: dict[tuple[str, str], Found], left_out: Sequence[str], argumen
     notes = (
         *left_out,
         f"Reading and writing are medians of {arguments.rounds} rounds, answers have {arguments.tokens} tokens; what"
-        f" has a screen is the median of {arguments.screens}. Float32 activations. Each row ran in a process of its"
+        f" has a screen is the median of {arguments.screens}. Each row ran in a process of its"
         " own, on random weights stored as bfloat16.",
-        '"float32", "int8" and "int4" are Onsight with --quantize none, int8 and int4; "generate" is transformers.',
+        '"float32" and "bfloat16" are Onsight with that --dtype, "int8" and "int4" with that --quantize; "generate" is'
+        ' transformers; "q8_0" and "q4_k_m" are llama.cpp\'s own server over HTTP, without Onsight, what sees in half'
+        " floats.",
         "Peaks hold the pages of the checkpoint's files that were being read, which the system takes back when it needs"
         ' them; "of it no file\'s" is what a machine must have.',
         "The milliseconds of a written token are divided by the layers, the output head's share among them.",
@@ -315,6 +356,8 @@ def main(given: Sequence[str] | None = None) -> None:
                 if reason is not None:
                     left_out.append(reason)
                     continue
+                if side in KINDS:
+                    files(shape, folder, side)
                 measured[name, side] = in_child(side, shape, folder, arguments)
                 print(name, side, measured[name, side], flush=True)
     publish(report(measured, left_out, arguments), arguments.out)

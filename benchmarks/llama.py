@@ -1,6 +1,8 @@
-"""llama.cpp through Onsight, llama.cpp alone, and the torch engine, on the same random weights of a published shape.
+"""llama.cpp through Onsight and llama.cpp alone, on the same random weights of a published shape.
 
-python -m benchmarks.llama [--shapes NAME ...] [--rounds N] [--screens N] [--tokens N]
+python -m benchmarks.llama [--shapes NAME ...] [--rounds N] [--tokens N]
+
+Beside the torch engine llama.cpp stands in benchmarks/cpu.py.
 """
 
 from __future__ import annotations
@@ -14,9 +16,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.client import ask_all, chat_body, question
+from benchmarks.client import ask_all, chat_body
 from benchmarks.report import RESULTS, Aim, Report, Table, median, publish
-from benchmarks.screens import png, screens
 from benchmarks.server import Command, RunningServer, onsight, running
 from benchmarks.shapes import SHAPES, write_shape
 from training.export_gguf import MIXTURE, export_gguf
@@ -27,33 +28,24 @@ WAYS = (*((kind, 2) for kind in KINDS), (MIXTURE, 1))
 """(kind, threads): all of this machine's two cores, and one of them, as where there are more cores than threads."""
 SLOTS, THREADS = 4, 2
 WORDS = "say what you see in this picture, and where; "
-THROUGH, FIRST = 0.97, 0.5
+THROUGH = 0.97
 DEFAULT = ("SmolVLM2-256M", "SmolVLM2-500M", "SmolVLM2-2.2B")
-LARGE = ("SmolVLM2-2.2B",)
-TORCH = {
-    "float32": ("--dtype", "float32", "--quantize", "none"),
-    "bfloat16": ("--dtype", "bfloat16", "--quantize", "none"),
-    "int4": ("--dtype", "float32", "--quantize", "int4"),
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How much is measured: rounds, those with pictures, tokens of an answer."""
+    """How much is measured: rounds, tokens of an answer."""
 
     rounds: int
-    screens: int
     tokens: int
 
 
 @dataclass(slots=True)
 class Measured:
-    """One way's figures, one a round: tokens/s read, and written by requests at once; seconds to the first token after
-    a picture."""
+    """One way's figures, one a round: tokens/s read, and written by requests at once."""
 
     reads: list[float] = field(default_factory=list)
     writes: dict[int, list[float]] = field(default_factory=lambda: {count: [] for count in REQUESTS})
-    firsts: list[float] = field(default_factory=list)
     resident_mb: float = 0.0
 
 
@@ -69,26 +61,23 @@ def alone(model: Path, mmproj: Path, name: str, threads: int, context: int) -> C
     return Command(name, arguments, "/health")
 
 
-def commands(shape: str, folder: Path) -> Iterator[Command]:
-    """Every way to run `shape`, whose files are written into `folder`; one that is too large for all at once is run by
-    llama.cpp alone."""
+def commands(shape: str, folder: Path) -> Iterator[list[Command]]:
+    """The pairs that are compared: alone and through Onsight; the files of `shape` are written into `folder`."""
     plain = write_shape(SHAPES[shape], folder / "plain")
     context = SHAPES[shape].context
     bounds = ("--max-num-seqs", str(SLOTS), "--max-model-len", str(context), "--no-ui", "--threads")
     files = {kind: export_gguf(plain, folder / kind, shape, kind) for kind in KINDS}
     for kind, threads in WAYS:
         model, mmproj = files[kind]
-        yield alone(model, mmproj, name_of(kind, threads, "alone"), threads, context)
         through = onsight(str(model), *bounds, str(threads))
-        yield Command(name_of(kind, threads, "through Onsight"), through.arguments, "/ready")
-    if shape in LARGE:
-        return
-    for name, options in TORCH.items():
-        yield Command(f"torch, {name}", onsight(str(plain), *bounds, str(THREADS), *options).arguments, "/ready")
+        yield [
+            alone(model, mmproj, name_of(kind, threads, "alone"), threads, context),
+            Command(name_of(kind, threads, "through Onsight"), through.arguments, "/ready"),
+        ]
 
 
 def ask_round(server: RunningServer, told: Measured, tokens: int, numbers: Iterator[int]) -> None:
-    """Everything but pictures, once."""
+    """Everything once."""
     (long,), _ = asyncio.run(ask_all(server.url, [_body(next(numbers), 32, 2)], 1))
     told.reads.append(long.prompt_tokens / long.first_s)
     for count in REQUESTS:
@@ -105,24 +94,20 @@ def _body(number: int, times: int, tokens: int) -> bytes:
 
 
 def measure(shape: str, folder: Path, plan: Plan) -> dict[str, Measured]:
-    """Every round each server does everything once, the others stopped; who is first changes."""
-    with ExitStack() as stack:
-        servers = [stack.enter_context(running(command, folder)) for command in commands(shape, folder)]
-        measured = {server.name: Measured() for server in servers}
-        pictures, numbers = (png(screen) for screen in screens()), itertools.count()
-        for number in range(-1, plan.rounds):  # the first round pays for lazy set-up and does not count
-            for server in [*servers[number % len(servers) :], *servers[: number % len(servers)]]:
-                with server.alone(servers):
-                    told = measured[server.name] if number >= 0 else Measured()
-                    # Pictures take the longest by far, so they are not shown in every round.
-                    if 0 <= number < plan.screens and shape not in LARGE and "1 thread" not in server.name:
-                        body = question(next(pictures), WORDS, tokens=2)
-                        (first,), _ = asyncio.run(ask_all(server.url, [body], 1))
-                        told.firsts.append(first.first_s)
-                        print(f"{server.name}: first token after a picture {first.first_s:.2f} s", flush=True)
-                    ask_round(server, told, plan.tokens, numbers)
-        for server in servers:
-            measured[server.name].resident_mb = server.resident_mb()
+    """Pair by pair, since more than two large models may not fit: every round each server does everything once, the
+    other stopped; who is first changes."""
+    measured: dict[str, Measured] = {}
+    numbers = itertools.count()
+    for pair in commands(shape, folder):
+        with ExitStack() as stack:
+            servers = [stack.enter_context(running(command, folder)) for command in pair]
+            measured |= {server.name: Measured() for server in servers}
+            for number in range(-1, plan.rounds):  # the first round pays for lazy set-up and does not count
+                for server in servers[:: 1 if number % 2 else -1]:
+                    with server.alone(servers):
+                        ask_round(server, measured[server.name] if number >= 0 else Measured(), plan.tokens, numbers)
+            for server in servers:
+                measured[server.name].resident_mb = server.resident_mb()
     return measured
 
 
@@ -132,46 +117,34 @@ def _ratio(over: Sequence[float], under: Sequence[float]) -> float:
 
 
 def aims_of(shape: str, measured: dict[str, Measured]) -> Iterator[Aim]:
-    """Onsight's part in llama.cpp's speed, and the torch engine's first tokens."""
+    """What Onsight leaves of llama.cpp's speed."""
     for kind, threads in WAYS:
         own, ours = (measured[name_of(kind, threads, way)] for way in ("alone", "through Onsight"))
         for count in REQUESTS:
             reached = _ratio(ours.writes[count], own.writes[count])
             title = f"{shape}: tokens/s through Onsight of {kind} alone, {threads} thread(s), {count} request(s)"
             yield Aim(title, THROUGH, reached, "x", at_least=True)
-        for dtype in ("float32", "bfloat16") if own.firsts else ():
-            sooner = _ratio(measured[f"torch, {dtype}"].firsts, own.firsts)
-            yield Aim(
-                f"{shape}: seconds to the first token after a picture, torch {dtype} of {kind}", FIRST, sooner, "x"
-            )
 
 
 def report(measured: dict[str, dict[str, Measured]], plan: Plan) -> Report:
     """A table a shape, one row a way."""
-    columns = (
-        "way", "reading, tokens/s", *(f"writing, {count} request(s)" for count in REQUESTS),
-        "first token after a picture, s", "resident, MB",
-    )  # fmt: skip
+    columns = ("way", "reading, tokens/s", *(f"writing, {count} request(s)" for count in REQUESTS), "resident, MB")
     tables = tuple(
         Table(
             shape,
             columns,
             tuple(
-                (
-                    name, median(one.reads), *(median(one.writes[count]) for count in REQUESTS),
-                    median(one.firsts) if one.firsts else "–", one.resident_mb,
-                )
+                (name, median(one.reads), *(median(one.writes[count]) for count in REQUESTS), one.resident_mb)
                 for name, one in ways.items()
             ),
         )
         for shape, ways in measured.items()
-    )  # fmt: skip
+    )
     notes = (
-        f"Random weights; {plan.rounds} rounds after one that does not count, pictures in {plan.screens} of them. In"
-        " each every server does everything once while the others are stopped: ratios are taken of neighbours in time.",
+        f"Random weights; {plan.rounds} rounds after one that does not count. In each both servers of a pair do"
+        " everything once while the other is stopped: ratios are taken of neighbours in time.",
         f"Writing: text prompts, {plan.tokens} tokens each; tokens/s of each answer from its first token on, summed."
-        " Reading: a text prompt until its first token. Picture: a 256x256 screen that nobody has seen, from sending"
-        " the request on, drawn larger and cut into tiles as each side does it for this model.",
+        " Reading: a text prompt until its first token.",
         f"{THREADS} threads and {SLOTS} slots on every side, on as many cores: what Onsight computes for each token is"
         " taken from llama.cpp, the more of it the more tokens a second there are. With 1 thread a core is left for"
         " Onsight and the client, as it is on machines with more cores. Products in Q8_0 or"
@@ -180,25 +153,20 @@ def report(measured: dict[str, dict[str, Measured]], plan: Plan) -> Report:
         " Q5_0 stands for Q4_K and Q8_0 for Q6_K.",
     )
     details: dict[str, object] = {
-        f"{shape}, {name}": [one.reads, one.writes, one.firsts]
-        for shape, ways in measured.items()
-        for name, one in ways.items()
+        f"{shape}, {name}": [one.reads, one.writes] for shape, ways in measured.items() for name, one in ways.items()
     }
     aims = tuple(aim for shape, ways in measured.items() for aim in aims_of(shape, ways))
-    return Report("llama", "llama.cpp through Onsight and alone, beside the torch engine", aims, tables, notes, details)
+    return Report("llama", "llama.cpp through Onsight and alone", aims, tables, notes, details)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=sorted(SHAPES), default=list(DEFAULT))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--screens", type=int, default=1, help="rounds in which pictures are shown, a minute a way each"
-    )
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    plan = Plan(arguments.rounds, arguments.screens, arguments.tokens)
+    plan = Plan(arguments.rounds, arguments.tokens)
     measured = {}
     for shape in arguments.shapes:
         with tempfile.TemporaryDirectory() as temporary:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import httpx
 import pytest
 import uvicorn
 
 from onsight.config import Settings
-from onsight.serve import DrainingServer, listen_on
+from onsight.serve import DrainingServer, Site, listen_and_serve, listen_on
 from onsight.tasks.admission import Admission
 from tests.api.conftest import until
 from tests.servers import get, served
@@ -85,9 +89,30 @@ async def test_what_never_ends_is_cut_when_its_time_is_over(monkeypatch: pytest.
         _, writer = await asyncio.open_connection(*listening.getsockname()[:2])
         writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         await until(lambda: bool(server.server_state.tasks))
-        server._signalled()
+        server.stop()
         await serving
         writer.close()
+
+
+async def test_a_signal_that_comes_while_engines_are_closed_cuts_nothing() -> None:
+    """The server has ended by then; without its handler the signal would be this process's end."""
+    closed = []
+
+    async def nothing(*_: object) -> None:
+        return
+
+    async def close() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.05)
+        closed.append(True)
+
+    site = SimpleNamespace(
+        app=nothing, admission=Admission(1), metrics=SimpleNamespace(refuse=None), roster=SimpleNamespace(models=()),
+        end_streams=lambda: None, start=nothing, close=close,
+    )  # fmt: skip
+    async with asyncio.timeout(20):
+        await listen_and_serve(cast(Site, site), Settings(port=0), lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert closed
 
 
 def test_in_a_log_of_json_the_figures_of_a_request_are_fields() -> None:

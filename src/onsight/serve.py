@@ -4,11 +4,13 @@ sides."""
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import importlib.util
 import json
 import logging
 import math
+import os
 import resource
 import signal
 import socket
@@ -53,6 +55,8 @@ _AT_WORK = 4
 
 _OPEN_FILES = 65_536
 """Enough for any number of connections; where there is no bound, some systems want one named."""
+_MOST_HEAPS = -8
+"""M_ARENA_MAX of glibc's malloc.h."""
 _LAST_BYTES_S = 5
 """After the last running answer, connections have at least so long for what is still on its way."""
 _LAST_WORDS_S = 2.0
@@ -241,6 +245,7 @@ def run(settings: Settings) -> None:
     set_up_logging(settings)
     log_taken(settings)
     allow_open_files()
+    keep_few_heaps()
     with loading_bar() as progress:
         site = assemble(settings.with_retriever, progress, with_page=True)
         asyncio.run(listen_and_serve(site, settings))
@@ -255,6 +260,14 @@ def allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
+def keep_few_heaps() -> None:
+    """Let threads share heaps, as many as there are cores: glibc makes eight times as many, each of which keeps what it
+    once held, so that a server grows for hours. Whoever sets MALLOC_ARENA_MAX has chosen otherwise."""
+    choose = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if choose is not None and "MALLOC_ARENA_MAX" not in os.environ:
+        choose(_MOST_HEAPS, max(2, os.cpu_count() or 2))
+
+
 def log_taken(settings: Settings) -> None:
     """Tell which options other servers' names in the environment set."""
     for sentence in settings.taken:
@@ -266,9 +279,7 @@ async def listen_and_serve(site: Site, settings: Settings, ready: Callable[[str]
 
     `ready` is called with the address when the model is loaded. Raises StartError.
     """
-    began_s = time.monotonic()
     listening = listen_on(settings)
-    host, port = listening.getsockname()[:2]
     config = uvicorn.Config(
         site.app,
         ws="none",
@@ -283,6 +294,15 @@ async def listen_and_serve(site: Site, settings: Settings, ready: Callable[[str]
         forwarded_allow_ips=list(settings.trusted_proxies),
     )
     server = DrainingServer(config, site.admission, settings.drain_timeout_s, site.end_streams)
+    with heeded(server.stop):
+        await _serve(site, server, listening, ready)
+
+
+async def _serve(
+    site: Site, server: DrainingServer, listening: socket.socket, ready: Callable[[str], None] | None
+) -> None:
+    began_s = time.monotonic()
+    host, port = listening.getsockname()[:2]
     serving = asyncio.create_task(server.serve([listening]))
     loading = asyncio.create_task(site.start())
     try:
@@ -343,23 +363,11 @@ class DrainingServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """In place of uvicorn's, which raises the signal again at the end and so never exits with 0.
+        """In place of uvicorn's, which raises the signal again at the end and so never exits with 0; see `heeded`."""
+        yield
 
-        In a thread beside the main one, signals are the business of whoever started it.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._signalled)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
-
-    def _signalled(self) -> None:
+    def stop(self) -> None:
+        """Drain when called first, cut what runs when called again."""
         if self._draining is not None:
             self.should_exit = self.force_exit = True
             return
@@ -384,6 +392,25 @@ class DrainingServer(uvicorn.Server):
         left_s = (self._until_s or now_s + self._drain_timeout_s) - now_s
         self.config.timeout_graceful_shutdown = max(_LAST_BYTES_S, math.ceil(left_s))
         await super().shutdown(sockets)
+
+
+@contextmanager
+def heeded(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` at each SIGINT and SIGTERM, until all is closed: one that comes late must not cut the closing.
+
+    In a thread beside the main one, signals are the business of whoever started it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 Each stage is a copy-on-write view (overlayfs, in a mount namespace of its own) of a Debian bookworm with Python, which
 stands for the base image; COPY, RUN, USER, WORKDIR, ARG and ENV are done in it as they stand. Needs root on Linux.
 `--base DIR` is such a system ("/" if unset), `--arg NAME=VALUE` a build argument; `--try "COMMAND"` runs in the result.
+`--start NAME=VALUE` (or `--start ""`) starts the image as an engine would, with that in its environment, until its
+HEALTHCHECK is content.
 A stage whose folder is there from before is taken as it is.
 """
 
@@ -12,11 +14,12 @@ import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +43,8 @@ class State:
     arguments: Mapping[str, str] = field(default_factory=dict)
     user: str = "0:0"
     folder: str = "/"
+    starts: Mapping[str, list[str]] = field(default_factory=dict)
+    """The arguments of ENTRYPOINT, CMD and HEALTHCHECK."""
 
 
 def instructions(text: str) -> Iterator[tuple[str, str]]:
@@ -91,7 +96,7 @@ class Builder:
         if name not in self._done:
             stage = self.stages[name]
             below = self.build(stage.parent)
-            state = State(self._folder / name, below.environment, {}, below.user, below.folder)
+            state = State(self._folder / name, below.environment, {}, below.user, below.folder, below.starts)
             built = state.files.exists()
             state.files.mkdir(parents=True, exist_ok=True)
             if not built and stage.parent in self.stages:
@@ -121,7 +126,9 @@ class Builder:
             case "RUN":
                 print(f"RUN {rest}", flush=True)
                 self.run(re.sub(r"--mount=\S+ ", "", rest), state)
-            case "EXPOSE" | "HEALTHCHECK" | "ENTRYPOINT" | "CMD":
+            case "ENTRYPOINT" | "CMD" | "HEALTHCHECK":
+                state.starts = {**state.starts, word: json.loads(rest[rest.index("[") :])}
+            case "EXPOSE":
                 pass
             case _:
                 raise AssertionError(f"{word} is not known here")
@@ -142,7 +149,8 @@ class Builder:
                 shutil.copy2(found, place)
 
     def run(self, command: str, state: State, *, read_only: bool = False) -> str:
-        """What `command` prints in the stage, as its user and with nothing but its environment."""
+        """What `command` prints in the stage, as its user and with nothing but its environment. `read_only`: the file
+        system is, but for a /tmp in memory."""
         room = self._folder / ".room"
         for name in ("work", "root"):
             (room / name).mkdir(parents=True, exist_ok=True)
@@ -158,7 +166,7 @@ class Builder:
             'mount -t overlay overlay -o "$1" "$2" && mount -t proc proc "$2/proc" && mount --rbind /dev "$2/dev"'
             # This machine's Python may lie in root's home, which the image's user may pass through then.
             + ' && chmod a+x "$2/root"'
-            + (' && mount -o remount,ro "$2"' if read_only else "")
+            + (' && mount -o remount,ro "$2" && mount -t tmpfs -o mode=1777 tmpfs "$2/tmp"' if read_only else "")
             + ' && root=$2 && shift 2 && exec chroot "$root" "$@"'
         )
         done = subprocess.run(
@@ -169,6 +177,18 @@ class Builder:
             check=True,
         )
         return done.stdout
+
+    def start(self, state: State, environment: Mapping[str, str]) -> str:
+        """Run ENTRYPOINT with CMD on a read-only file system, until HEALTHCHECK's command is content or two minutes are
+        over; then stop it. What it said. Raises CalledProcessError."""
+        server = shlex.join([*state.starts.get("ENTRYPOINT", []), *state.starts.get("CMD", [])])
+        script = (
+            f"{server} & server=$!; tries=0; until {shlex.join(state.starts['HEALTHCHECK'])} 2>/dev/null; do"
+            " tries=$((tries + 1)); kill -0 $server && test $tries -lt 120 || exit 1; sleep 1; done;"
+            " echo healthy after $tries tries; kill $server; wait $server; echo ended with $?"
+        )
+        given = replace(state, environment={**state.environment, **environment})
+        return self.run(f"{{ {script}; }} 2>&1", given, read_only=True)
 
 
 def size_mb(folder: Path) -> float:
@@ -185,12 +205,16 @@ def main() -> int:
     parser.add_argument("--base", type=Path, default=Path("/"))
     parser.add_argument("--arg", action="append", default=[])
     parser.add_argument("--try", dest="commands", action="append", default=[])
+    parser.add_argument("--start", dest="starts", action="append", default=[])
     given = parser.parse_args()
     arguments = dict(one.split("=", 1) for one in given.arg)
     builder = Builder(given.dockerfile, given.folder.resolve(), given.base, arguments)
     state = builder.build(given.target)
     for command in given.commands:
         print(f"TRY {command}\n{builder.run(command, state, read_only=True)}", flush=True)
+    for pair in given.starts:
+        name, _, value = pair.partition("=")
+        print(f"START {pair}\n{builder.start(state, {name: value} if name else {})}", flush=True)
     print(json.dumps({"target": given.target, "added_mb": size_mb(state.files)}))
     return 0
 

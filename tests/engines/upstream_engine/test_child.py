@@ -149,6 +149,24 @@ async def test_a_child_that_was_killed_is_started_again(tmp_path: Path) -> None:
     await child.close()
 
 
+async def test_a_child_that_dies_is_missed_though_what_it_started_holds_its_output() -> None:
+    script = "import subprocess, time; subprocess.Popen(['sleep', '60'], start_new_session=True); time.sleep(60)"
+    child = running(script, Patience(stop_s=0.5, pause_s=0.01, probe_s=0.05))
+    await child.start(nothing, nothing)
+    first = child.process_id
+    assert first is not None
+    async with asyncio.timeout(20):
+        while not (started := psutil.Process(first).children()):
+            await asyncio.sleep(0.01)
+        os.kill(first, signal.SIGKILL)
+        while child.process_id in (None, first) or child.state != "ready":
+            await asyncio.sleep(0.005)
+        started += psutil.Process(child.process_id).children()
+        await child.close()
+    for process in started:  # in sessions of their own, they are beyond the reach of a process group
+        process.kill()
+
+
 async def test_a_child_that_ignores_sigterm_is_killed_with_what_it_started(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     script = (

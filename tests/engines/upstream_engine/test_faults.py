@@ -331,6 +331,21 @@ async def test_what_the_server_passes_over_in_silence_is_named(asked: GenerateRe
         assert isinstance((await events_of(engine, asked))[-1], Finished)
 
 
+async def test_the_token_that_ends_an_answer_is_no_part_of_it() -> None:
+    """vLLM sends its log-probability with the last event, which has no text."""
+    named = [{"content": [{"token": token, "logprob": -0.5}]} for token in ("Hello", "\ufffd", "<end>")]
+    texts, reasons = ("Hello", "", ""), (None, None, "stop")
+    sent = [
+        chunk(choices=[{"index": 0, "delta": {"content": text}, "logprobs": one, "finish_reason": reason}])
+        for text, one, reason in zip(texts, named, reasons, strict=True)
+    ]
+    async with scripted() as server, started(server) as engine:
+        server.plays = [says(HEAD, *sent, ending())]
+        events = await events_of(engine, ask("x", sampling=Sampling(logprobs=True)))
+    tokens = [one.chosen.text for event in events if isinstance(event, TextDelta) for one in event.logprobs]
+    assert tokens == ["Hello", "\ufffd"]  # a part of a letter has no text of its own either
+
+
 async def test_an_answer_that_was_cut_short_need_not_keep_to_its_schema() -> None:
     async with scripted() as server, started(server) as engine:
         server.plays = [says(HEAD, piece('{"a": '), ending("length"))]

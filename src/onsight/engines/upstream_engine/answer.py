@@ -139,6 +139,8 @@ class AnswerReader:
         text = choice.delta.content or ""
         self._text += text
         self._has_logprobs |= bool(tokens)
+        if choice.finish_reason == "stop" and not text:
+            tokens = []  # vLLM names the token that ended the answer, which is no part of it
         deltas: list[Delta] = [self._call(call) for call in choice.delta.tool_calls or []]
         if text or tokens:
             deltas.append(TextDelta(text, tuple(self._logprob(token) for token in tokens)))

@@ -10,6 +10,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -149,12 +150,10 @@ class Child:
         """Return when it has ended or is stalled, with a word on that."""
         answered_s = time.monotonic()
         while True:
-            try:
-                code = await asyncio.wait_for(life.process.wait(), self._patience.probe_s)
+            await _wait(life.process, self._patience.probe_s)
+            if life.process.returncode is not None:
                 self.state = "loading"
-                return f"ended with {code}"
-            except TimeoutError:
-                pass
+                return f"ended with {life.process.returncode}"
             try:
                 async with asyncio.timeout(answered_s + self._patience.stall_s - time.monotonic()):
                     await probe()
@@ -208,15 +207,21 @@ class Child:
             return
         life, self._life = self._life, None
         _signal(life.process.pid, signal.SIGTERM)
-        try:
-            await asyncio.wait_for(life.process.wait(), self._patience.stop_s)
-        except TimeoutError:
+        await _wait(life.process, self._patience.stop_s)
+        if life.process.returncode is None:
             log.warning("%s did not stop on SIGTERM and is killed", self._command.name)
         # What it started may outlive it, whichever way it ended.
         _signal(life.process.pid, signal.SIGKILL)
-        await life.process.wait()
+        await _wait(life.process, self._patience.stop_s)
         await asyncio.wait({life.logging}, timeout=1)
         life.logging.cancel()
+
+
+async def _wait(process: asyncio.subprocess.Process, seconds: float) -> None:
+    """Until it has ended, at most so long. Look at its `returncode` afterwards: asyncio's own waiting goes on for as
+    long as what it started holds its output."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), seconds)
 
 
 def _remove(socket: str) -> None:
