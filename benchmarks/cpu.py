@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -40,7 +40,7 @@ from onsight.engines.torch_engine.vocabulary import Vocabulary
 from onsight.models.card import find_card
 
 DEFAULT = ("SmolVLM2-256M", "SmolVLM2-500M", "SmolVLM2-2.2B", "Llama-3.2-Vision-11B")
-CUT = {"Llama-3.2-Vision-11B": 8}
+CUT = {"Llama-3.2-Vision-11B": 4}
 """Layers of a decoder that is too large whole in float32, where --layers does not say otherwise."""
 REQUESTS = (1, 4)
 BYTES_A_WEIGHT = {
@@ -265,7 +265,12 @@ def in_child(side: str, shape: Shape, folder: Path, arguments: argparse.Namespac
     command += ["--screens", str(arguments.screens)]
     command += ["--layers", str(arguments.layers)] if arguments.layers else []
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    table = json.loads(done.stdout.splitlines()[-1])
+    return read(done.stdout.splitlines()[-1])
+
+
+def read(line: str) -> Found:
+    """What `measure` found, as its process prints it."""
+    table = json.loads(line)
     for name in ("prefill", "decode"):
         table[name] = {int(count): value for count, value in table[name].items()}
     return Found(**table)
@@ -328,7 +333,9 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--screens", type=int, default=1, help="screens looked at, half a minute and more each")
     parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--models", type=Path, help="where checkpoints are kept for a next run; nowhere if unset")
+    parser.add_argument(
+        "--models", type=Path, help="keeps checkpoints and figures, so that a run which was cut goes on"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(given)
@@ -341,7 +348,7 @@ def main(given: Sequence[str] | None = None) -> None:
         shape = cut(arguments.shapes[0], arguments.layers)
         effort = Effort(arguments.tokens, arguments.rounds, arguments.screens)
         found = asyncio.run(measure(arguments.sides[0], shape, arguments.child, effort))
-        print(json.dumps({name: getattr(found, name) for name in Found.__slots__}))
+        print(json.dumps(asdict(found)))
         return
     measured: dict[tuple[str, str], Found] = {}
     left_out: list[str] = []
@@ -356,9 +363,12 @@ def main(given: Sequence[str] | None = None) -> None:
                 if reason is not None:
                     left_out.append(reason)
                     continue
-                if side in KINDS:
-                    files(shape, folder, side)
-                measured[name, side] = in_child(side, shape, folder, arguments)
+                kept = folder / f"{side}-{arguments.rounds}-{arguments.screens}-{arguments.tokens}.json"
+                if not kept.exists():
+                    if side in KINDS:
+                        files(shape, folder, side)
+                    kept.write_text(json.dumps(asdict(in_child(side, shape, folder, arguments))))
+                measured[name, side] = read(kept.read_text())
                 print(name, side, measured[name, side], flush=True)
     publish(report(measured, left_out, arguments), arguments.out)
 
