@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -262,10 +262,9 @@ def allow_open_files() -> None:
 
 def keep_few_heaps() -> None:
     """Let threads share heaps, as many as there are cores: glibc makes eight times as many, each of which keeps what it
-    once held, so that a server grows for hours. Whoever sets MALLOC_ARENA_MAX has chosen otherwise."""
-    choose = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if choose is not None and "MALLOC_ARENA_MAX" not in os.environ:
-        choose(_MOST_HEAPS, max(2, os.cpu_count() or 2))
+    once held, so that a server grows for hours."""
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_MOST_HEAPS, max(2, os.cpu_count() or 2))
 
 
 def log_taken(settings: Settings) -> None:
