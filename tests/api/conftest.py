@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import httpx
 import pytest
@@ -20,7 +21,7 @@ from onsight.core.engine import ChatEngine
 from onsight.core.frames import FrameRule
 from onsight.core.messages import ImageRef
 from onsight.engines.fake_engine import FakeEngine, FakeScript
-from onsight.media.door import HoldPixels, MediaDoor, Opened
+from onsight.media.door import MediaDoor, Opened
 from onsight.models.card import Defaults, ModelCard, PixelBudget
 from onsight.tasks.admission import Admission, QueueLimits
 from onsight.tasks.chat import Chat
@@ -48,9 +49,9 @@ class NotedDoor(MediaDoor):
         super().__init__()
         self.asked: list[ImageRef] = []
 
-    async def open_pages(self, refs: Sequence[ImageRef], *hold: HoldPixels) -> tuple[Opened, ...]:
+    async def open_pages(self, refs: Sequence[ImageRef], *rest: Any) -> tuple[Opened, ...]:
         self.asked.extend(refs)
-        return await super().open_pages(refs, *hold)
+        return await super().open_pages(refs, *rest)
 
 
 @dataclass

@@ -207,6 +207,9 @@ WRONG = {
         "`allowed_tools` is not supported",
     ),
     "a parallel that is a word": ({"tools": [tool()], "parallel_tool_calls": "yes"}, "parallel_tool_calls", "boolean"),
+    "a field that looks like a label of ours": ({"part:x": 1}, "part:x", "unknown field `part:x`"),
+    "a choice among more tokens than there can be": ({"top_k": 10**30}, "top_k", "less than"),
+    "a temperature beyond all numbers": ({"temperature": 10**400}, "temperature", "number"),
     "functions": ({"functions": []}, "functions", "not supported"),
     "spoken answers": ({"modalities": ["text", "audio"]}, "modalities", "not supported"),
     "a voice": ({"audio": {"voice": "alloy"}}, "audio", "not supported"),
@@ -251,6 +254,27 @@ async def test_a_body_that_is_no_json_object_of_a_sane_extent_is_400(bench: Benc
         response = await client.post(ROUTE, content=body, headers={"content-type": "application/json"})
     assert response.status_code == 400
     assert words in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e400"])
+@pytest.mark.parametrize("place", ["temperature", "response_format", "tools"])
+async def test_a_number_that_is_not_finite_is_400(bench: Bench, place: str, number: str) -> None:
+    schema = {"type": "object", "maximum": "NUMBER"}
+    wrong = {
+        "temperature": "NUMBER",
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+        "tools": [tool(parameters=schema)],
+    }[place]
+    body = json.dumps({"messages": hello(), place: wrong}).replace('"NUMBER"', number)
+    async with bench.client() as client:
+        response = await client.post(ROUTE, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"].startswith(place)
+
+
+async def test_an_origin_that_is_no_url_is_no_page_of_ours(bench: Bench) -> None:
+    response = await bench.get("/health", origin="http://[")
+    assert (response.status_code, response.json()["error"]["code"]) == (403, "permission_denied")
 
 
 async def test_a_message_with_commas_by_the_ten_thousand_is_just_long(bench: Bench) -> None:

@@ -344,6 +344,11 @@ async def test_a_wrong_form_is_a_400_that_names_the_field(build: Build, parts: P
         ("multipart/form-data", b"--b\r\n\r\n", 415),
         ("multipart/form-data; boundary=b", b"", 400),
         ("multipart/form-data; boundary=b", b"nonsense", 400),
+        ("multipart/form-data; boundary=" + "b" * 257, b"nonsense", 400),
+        ('multipart/form-data; boundary=""', b"nonsense", 415),
+        ('multipart/form-data; boundary="', b"nonsense", 400),
+        ("multipart/form-data; boundary=\xe9; charset=nonsense", b"nonsense", 400),
+        ("application/json; charset=nonsense", b"[]", 400),
         ("multipart/form-data; boundary=b", b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nabc', 400),
         ("multipart/form-data; boundary=b", b"--b\r\nContent-Type: text/plain\r\n\r\nabc\r\n--b--\r\n", 400),
         ("multipart/form-data; boundary=b", b"--b\r\nX-A: b\r\n" + b"X-B: c\r\n" * 50, 400),
@@ -354,7 +359,7 @@ async def test_a_wrong_form_is_a_400_that_names_the_field(build: Build, parts: P
 async def test_a_broken_body_is_refused(build: Build, kind: str, body: bytes, status: int) -> None:
     bench, _ = found(build, CARDS["peek"], pair)
     async with bench.client() as client:
-        answer = await client.post("/v1/ocr", content=body, headers={"content-type": kind})
+        answer = await client.post("/v1/ocr", content=body, headers={"content-type": kind.encode("latin-1")})
     assert answer.status_code == status, answer.text
     assert answer.json()["error"]["message"]
 

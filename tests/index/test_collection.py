@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -65,21 +67,53 @@ def test_the_best_five_are_those_of_late_interaction(collection: Collection) -> 
         assert [hit.score for hit in hits] == pytest.approx([scores[index] for index in best], abs=1e-5)
 
 
-def test_what_is_kept_comes_back_and_is_there_the_next_time(collection: Collection, place: Place) -> None:
+async def test_what_is_kept_comes_back_and_is_there_the_next_time(collection: Collection, place: Place) -> None:
     pages = [kept(1), kept(2, file="/a.pdf", page=1), kept(3, file="/a.pdf", page=2)]
     collection.add(pages)
     collection.close()
     again = Collection(place)
     again.prepare("leaf", DIMS)
     asked = [pages[2], pages[0], pages[2], pages[1]]
-    assert again.fetch([page.id for page in asked]) == asked
+    assert await again.fetch([page.id for page in asked]) == asked
     assert again.search(pages[1].embedding, 1)[0].page == Page("/a.pdf", 1, "d", Size(30, 20), "leaf")
     assert again.known("/a.pdf", "d") == {1, 2}
     assert again.known("/f1.png", "d") == {None}
     assert again.known("/f1.png", "other") == frozenset()
     with pytest.raises(InvalidRequest, match="no page with the id 7"):
-        again.fetch([pages[0].id, 7])
+        await again.fetch([pages[0].id, 7])
     again.close()
+
+
+async def test_pages_are_read_a_few_at_a_time(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = [kept(number) for number in range(10)]
+    collection.add(pages)
+    read: list[int] = []
+    retrieve = collection._client.retrieve
+
+    def noted(name: str, ids: list[Any], **rest: Any) -> object:
+        read.append(len(ids))
+        return retrieve(name, ids, **rest)
+
+    monkeypatch.setattr(collection._client, "retrieve", noted)
+    assert await collection.fetch([page.id for page in pages]) == pages
+    assert read == [4, 4, 2]
+
+
+async def test_an_index_that_hangs_keeps_nobody_but_its_own_waiting(
+    collection: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes_on = threading.Event()
+    monkeypatch.setattr(collection._client, "retrieve", lambda *_, **__: goes_on.wait(60))
+    waiting = [asyncio.create_task(collection.fetch([number])) for number in range(40)]
+    try:
+        async with asyncio.timeout(20):
+            await asyncio.sleep(0.05)
+            assert await asyncio.to_thread(int, "7") == 7
+            for one in waiting:
+                one.cancel()
+            await asyncio.wait(waiting)
+    finally:
+        goes_on.set()
 
 
 def test_a_file_that_changed_replaces_all_its_pages(collection: Collection) -> None:
@@ -140,12 +174,14 @@ def test_a_collection_that_is_not_there_is_named(place: Place) -> None:
     empty.close()
 
 
-def test_points_of_others_are_refused(collection: Collection) -> None:
+async def test_points_of_others_are_refused(collection: Collection) -> None:
     from qdrant_client import models
 
     collection._client.upsert("pages", [models.PointStruct(id=7, vector=[[1.0] * DIMS], payload={"model": "leaf"})])
     with pytest.raises(StartError, match="did not make"):
         collection.search(vectors(2, 1, image=False), 1)
+    with pytest.raises(InvalidRequest, match="7 in the collection 'pages' is no page that `onsight embed` made"):
+        await collection.fetch([7])
 
 
 class StandIn(BaseHTTPRequestHandler):
@@ -200,10 +236,12 @@ def test_a_server_is_told_to_compare_by_late_interaction(compression: str | None
     assert {key for *_, key in handler.told} == {"secret"}
 
 
-def test_a_server_that_is_not_there_is_one_sentence() -> None:
+async def test_a_server_that_is_not_there_is_one_sentence(caplog: pytest.LogCaptureFixture) -> None:
     collection = Collection(Place("http://127.0.0.1:1", "pages"))
     with pytest.raises(StartError, match=r"Qdrant at http://127\.0\.0\.1:1 cannot do what it is asked"):
         collection.check("leaf", DIMS)
-    with pytest.raises(Unavailable):
-        collection.fetch([1])
+    with caplog.at_level(logging.WARNING), pytest.raises(Unavailable, match="the index cannot be read now") as caught:
+        await collection.fetch([1])
+    assert "127.0.0.1" not in caught.value.message, "where the index is concerns no caller"
+    assert "Qdrant at http://127.0.0.1:1 cannot do" in caplog.text
     collection.close()

@@ -354,6 +354,30 @@ async def test_cancelling_stops_every_fetch() -> None:
     door.close()
 
 
+async def test_names_that_callers_wait_for_are_looked_up_in_turn() -> None:
+    asked, answered = list[str](), asyncio.Event()
+
+    async def resolve(host: str, port: int) -> list[str]:
+        asked.append(host)
+        await answered.wait()
+        return [PUBLIC]
+
+    def ask(caller: str, count: int) -> asyncio.Task[object]:
+        refs = [ImageRef(f"http://{caller}.example/")] * count
+        return asyncio.create_task(door.open_pages(refs, caller=caller))
+
+    door = MediaDoor(resolver=resolve, network=Network(OK))
+    many = [ask("many", 6), ask("many", 6)]
+    while len(asked) < 4:
+        await asyncio.sleep(0.01)
+    one = ask("one", 1)
+    await asyncio.sleep(0.05)
+    answered.set()
+    await asyncio.gather(one, *many)
+    assert asked.index("one.example") == 5
+    door.close()
+
+
 async def test_one_refused_picture_stops_the_other_fetches() -> None:
     drip = itertools.chain([b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"], itertools.repeat(b"a"))
     network = Network(drip, pause_s=0.01)

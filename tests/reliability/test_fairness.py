@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from onsight.api.keys import KeyBook, new_key, write_keys
 from onsight.config import Settings
 from onsight.core.errors import Overloaded
 from onsight.core.generation import GenerateRequest, Sampling
-from onsight.core.messages import Draft, Message, Text
+from onsight.core.messages import Draft, ImageRef, Message, Text
 from onsight.engines.fake_engine import FakeEngine, FakeScript
 from onsight.engines.torch_engine import TorchEngine, TorchSettings
 from onsight.engines.torch_engine.embed_queue import Asked, EmbedQueue
 from onsight.engines.torch_engine.prompt import Prompt, Span
-from onsight.media.door import MediaDoor
+from onsight.media.door import MediaDoor, MediaLimits
 from onsight.models.card import find_card
 from onsight.serve import _queue_limits
 from onsight.tasks.admission import Admission, QueueLimits
@@ -26,6 +27,7 @@ from onsight.tasks.chat import Chat, ChatCall, collect
 from onsight.tasks.record import Record
 from onsight.tasks.roster import Loaded, Roster
 from tests.api.conftest import CARD, Bench, until
+from tests.media.pictures import plain
 from tests.tiny_models import write_smolvlm
 
 Build = Callable[..., Bench]
@@ -46,6 +48,41 @@ async def test_the_requests_of_callers_are_worked_on_in_turn() -> None:
     await asyncio.gather(ask("one"), *many)
     assert [record.caller for record in ended].index("one") <= 4
     assert (admission.taken, admission.waiting) == (0, 0)
+
+
+async def test_the_pictures_of_callers_are_opened_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, door = FakeEngine(), MediaDoor(MediaLimits(decode_workers=1))
+    await engine.start()
+    chat = Chat(Roster([Loaded(("fake",), CARD, engine, 0)]), door, Admission(64))
+    began, goes_on, look = list[str | None](), threading.Event(), door._look
+
+    def slow(ref: ImageRef, data: bytes) -> object:
+        began.append(ref.param)
+        assert goes_on.wait(20)
+        return look(ref, data)
+
+    monkeypatch.setattr(door, "_look", slow)
+
+    def ask(caller: str, pictures: int) -> asyncio.Task[object]:
+        parts = (ImageRef(plain(), param=caller),) * pictures
+        call = ChatCall((Draft("user", parts),), sampling=Sampling(max_tokens=1), caller=caller)
+        return asyncio.create_task(collect(chat.stream(call)))
+
+    try:
+        left, many = ask("left", 20), ask("many", 20)
+        await until(lambda: began == ["left"] and door._turns.waiting == 39)
+        left.cancel()
+        await asyncio.wait([left])
+        assert door._turns.waiting == 19, "who left waits no more, and somebody has their turn"
+        one = ask("one", 1)
+        await until(lambda: door._turns.waiting == 20)
+        goes_on.set()
+        await asyncio.gather(one, many)
+        assert began.count("left") == 1
+        assert began.index("one") <= 3
+    finally:
+        goes_on.set()
+        door.close()
 
 
 def test_one_caller_leaves_places_for_the_others() -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ from onsight.core.frames import FrameRule
 from onsight.core.generation import Finished, Sampling
 from onsight.core.messages import Draft, ImageRef, Text, Video, VideoRef
 from onsight.engines.fake_engine import FakeEngine, FakeScript
-from onsight.media.door import HoldPixels, MediaDoor, Opened
+from onsight.media.door import MediaDoor, Opened
 from onsight.models.card import ModelCard, find_card
 from onsight.models.hub import locate_model
 from onsight.tasks.admission import Admission
@@ -42,13 +43,13 @@ class CountingDoor(MediaDoor):
         super().__init__()
         self.asked = 0
 
-    async def open_pages(self, refs: Sequence[ImageRef], *hold: HoldPixels) -> tuple[Opened, ...]:
+    async def open_pages(self, refs: Sequence[ImageRef], *rest: Any) -> tuple[Opened, ...]:
         self.asked += 1
-        return await super().open_pages(refs, *hold)
+        return await super().open_pages(refs, *rest)
 
-    async def open_videos(self, refs: Sequence[VideoRef], rule: FrameRule, *hold: HoldPixels) -> tuple[Video, ...]:
+    async def open_videos(self, refs: Sequence[VideoRef], rule: FrameRule, *rest: Any) -> tuple[Video, ...]:
         self.asked += 1
-        return await super().open_videos(refs, rule, *hold)
+        return await super().open_videos(refs, rule, *rest)
 
 
 @dataclass

@@ -6,12 +6,14 @@ import asyncio
 import struct
 from collections.abc import Sequence
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
 from onsight.core.embedding import Embedding, ImageSpan, VectorSpace
 from onsight.core.engine import EngineStatus
 from onsight.core.errors import (
+    DeadlineMissed,
     EngineFailed,
     InvalidMedia,
     InvalidRequest,
@@ -26,7 +28,7 @@ from onsight.engines.fake_engine import FakeEngine
 from onsight.media.door import MediaDoor, MediaLimits
 from onsight.models.card import ModelCard
 from onsight.tasks.admission import Admission, QueueLimits
-from onsight.tasks.embed import Embed, EmbedCall, Embedded, Refused, ScoreCall
+from onsight.tasks.embed import Embed, EmbedCall, Embedded, KeptRef, Refused, ScoreCall
 from onsight.tasks.record import Record
 from onsight.tasks.roster import Loaded, LoadedEmbedder, Roster
 from tests.media.papers import paper, with_bad_pages
@@ -76,7 +78,15 @@ class Counting:
             self.live -= 1
 
     async def score(self, queries: Sequence[Embedding], pages: Sequence[Embedding]) -> list[list[float]]:
+        await self.gate.wait()
         return [[query.vectors()[0][0] + page.vectors()[0][0] for page in pages] for query in queries]
+
+
+class HungIndex:
+    """An index that never answers."""
+
+    async def fetch(self, ids: Sequence[object]) -> list[object]:
+        return await asyncio.get_running_loop().create_future()
 
 
 class Bench:
@@ -94,7 +104,8 @@ class Bench:
         self.roster = Roster(
             [Loaded(("fake",), CHAT_CARD, chat, 0)], [LoadedEmbedder(("pages", "other"), CARD, self.engine, 0)]
         )
-        self.task = Embed(self.roster, MediaDoor(media), self.admission, [self.records.append], max_inputs)
+        index: Any = HungIndex()
+        self.task = Embed(self.roster, MediaDoor(media), self.admission, [self.records.append], max_inputs, index)
 
     async def items(self, *inputs: Text | ImageRef, **fields: object) -> list[Embedded | Refused]:
         async with aclosing(self.task.stream(EmbedCall(inputs, **fields))) as stream:  # type: ignore[arg-type]
@@ -239,6 +250,28 @@ async def test_scores_are_for_one_query_or_for_pairs_and_take_vectors() -> None:
     assert [(record.task, record.reason) for record in bench.records] == [("score", "stop"), ("rerank", "stop")]
     with pytest.raises(InvalidMedia):
         await bench.task.score(ScoreCall((Text("a"),), (picture(30), ImageRef(b"nothing"))))
+
+
+async def test_pages_of_the_index_count_as_pictures_do() -> None:
+    bench = Bench(places=0)
+    named = tuple(KeptRef(number) for number in range(32))
+    for pages in ((*named, KeptRef(32)), (*named, picture())):
+        with pytest.raises(InvalidRequest, match=r"33 pages or more; the limit is 32 \(media.max_images\)"):
+            await bench.task.score(ScoreCall((Text("a"),), pages))
+    with pytest.raises(Overloaded):
+        await bench.task.score(ScoreCall((Text("a"),), named))
+
+
+async def test_an_index_or_a_comparison_that_hangs_ends_with_the_requests_time() -> None:
+    bench = Bench(queue=QueueLimits(timeout_s=0.05))
+    bench.engine.gate.clear()
+    sent = Embedding(struct.pack("f", 5.0), 1, 1)
+    for pages in ((KeptRef(1),), (sent,)):
+        with pytest.raises(DeadlineMissed):
+            async with asyncio.timeout(10):
+                await bench.task.score(ScoreCall((sent,), pages))
+        assert bench.admission.taken == 0
+    assert [record.reason for record in bench.records] == ["deadline_exceeded"] * 2
 
 
 def test_each_kind_of_model_is_found_by_what_is_asked_of_it() -> None:

@@ -103,7 +103,10 @@ def explain(error: ValidationError) -> InvalidRequest:
 
 def _explain(detail: ErrorDetails) -> InvalidRequest:
     context = detail.get("ctx", {})
-    place = [str(part) for part in detail["loc"] if not str(part).startswith(PART)]
+    loc = [str(part) for part in detail["loc"]]
+    # The client's own word, which may look like a label.
+    unknown = loc[-1:] if detail["type"] == "extra_forbidden" else []
+    place = [part for part in loc[: len(loc) - len(unknown)] if not part.startswith(PART)] + unknown
     if "field" in context:
         place.append(str(context["field"]))
     param = ".".join(place) or None

@@ -76,20 +76,21 @@ async def read_multipart(request: Request, files: FileField = ONE_FILE) -> Form:
 
 def _parse(body: bytes, boundary: bytes, files: FileField) -> Form:
     reader = _Reader(files)
-    parser = MultipartParser(
-        boundary,
-        {
-            "on_part_begin": reader.begin,
-            "on_header_field": reader.header_name,
-            "on_header_value": reader.header_value,
-            "on_header_end": reader.header_end,
-            "on_headers_finished": reader.headers_finished,
-            "on_part_data": reader.data,
-            "on_part_end": reader.end,
-            "on_end": reader.whole,
-        },
-    )
     try:
+        # A boundary that is too long is refused here already.
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": reader.begin,
+                "on_header_field": reader.header_name,
+                "on_header_value": reader.header_value,
+                "on_header_end": reader.header_end,
+                "on_headers_finished": reader.headers_finished,
+                "on_part_data": reader.data,
+                "on_part_end": reader.end,
+                "on_end": reader.whole,
+            },
+        )
         parser.write(body)
         parser.finalize()
     except FormParserError:

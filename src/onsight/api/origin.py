@@ -37,7 +37,7 @@ class OriginCheck:
     def _check_origin(self, origin: str | None, host: str) -> None:
         if origin is None or "*" in self._origins or origin in self._origins:
             return
-        if urlsplit(origin).netloc.lower() != host.lower():
+        if _netloc(origin) != host.lower():
             raise Forbidden(f"pages of {origin[:200]!r} may not call this server; add them to --cors-origins")
 
 
@@ -71,6 +71,14 @@ def _is_loopback(host: str) -> bool:
         return False
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return (mapped or address).is_loopback
+
+
+def _netloc(origin: str) -> str | None:
+    """Name and port of a page's server, in lower case; None for what is no URL."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _name(host: str) -> str:

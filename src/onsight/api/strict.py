@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -48,6 +49,17 @@ def _read_pages(value: object) -> object:
     except ValueError as error:
         raise PydanticCustomError("wrong", "{why}", {"why": str(error)}) from None
 
+
+def _check_numbers(schema: dict[str, object]) -> dict[str, object]:
+    try:
+        json.dumps(schema, allow_nan=False)
+    except ValueError:
+        raise PydanticCustomError("wrong", "it holds a number that is not finite, which JSON has no word for") from None
+    return schema
+
+
+AnySchema = Annotated[dict[str, object], AfterValidator(_check_numbers)]
+"""A JSON Schema, as it is handed on to engines."""
 
 PageSpans = Annotated[tuple[tuple[int, int], ...], BeforeValidator(_read_pages), WithJsonSchema({"type": "string"})]
 """Pages as clients write them, like 1-3,7."""

@@ -40,7 +40,7 @@ def search(
         model, asked = asyncio.run(_embed(settings, url, query))
         collection.check(model, asked.dims)
         hits = collection.search(asked, top)
-        kept = collection.fetch([hit.page.id for hit in hits]) if draw is not None else []
+        kept = asyncio.run(collection.fetch([hit.page.id for hit in hits])) if draw is not None else []
     for rank, hit in enumerate(hits, 1):
         typer.echo(_line(rank, hit) if as_json else _row(rank, hit))
     if draw is None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +22,8 @@ from onsight.index.pages import KeptPage, Page
 if TYPE_CHECKING:
     from qdrant_client import QdrantClient, models
 
+_log = logging.getLogger(__name__)
+
 Compression = Literal["int8", "binary"]
 PageId = int | str
 """A whole number from 0, or a UUID, as Qdrant has them."""
@@ -27,6 +32,10 @@ _Held = dict[str, tuple[str, set[int | None]]]
 """Each file's SHA-256, and which of its pages are kept."""
 _AT_ONCE = 16
 """Pages in one call to a server: with 768 vectors of 128 numbers each they are some 30 MB of JSON."""
+_READ_AT_ONCE = 4
+"""Pages in one answer that is read: as Python's numbers such a page takes some 3 MB."""
+_READERS = 4
+"""Threads that wait for a server."""
 _TIMEOUT_S = 60
 _COMPARED_AGAIN = 2.0
 """Of what a server finds in a compressed copy, so many times `most` are compared by the vectors themselves."""
@@ -54,7 +63,8 @@ class Hit:
 
 
 class Collection:
-    """One collection of whole pages. Its methods wait for disk or network, so they are not for the event loop."""
+    """One collection of whole pages. Its methods but `fetch` wait for disk or network, so they are not for the event
+    loop."""
 
     def __init__(self, place: Place, compression: Compression | None = None) -> None:
         """Open the folder, which nobody else may have open, or think of the server.
@@ -76,7 +86,8 @@ class Collection:
 
         self._place = place
         self._compression = compression
-        self._one_at_a_time = threading.Lock()
+        # A folder's index is not made for several calls at once; a server's must not wait for one that hangs.
+        self._in_turn: AbstractContextManager[object] = nullcontext() if place.is_server else threading.Lock()
         self._files: _Held | None = None
         try:
             self._client: QdrantClient = (
@@ -91,8 +102,10 @@ class Collection:
                     " or keep the index on a Qdrant server (--qdrant URL)"
                 ) from None
             raise StartError(f"the index {place.where} cannot be opened: {error}") from None
+        self._readers = ThreadPoolExecutor(_READERS if place.is_server else 1, "onsight-index")
 
     def close(self) -> None:
+        self._readers.shutdown(wait=False, cancel_futures=True)
         self._client.close()
 
     def prepare(self, model: str, dims: int) -> None:
@@ -216,31 +229,50 @@ class Collection:
             )
         return [Hit(point.score, _page(point.payload)) for point in found.points]
 
-    def fetch(self, ids: Sequence[PageId]) -> list[KeptPage]:
-        """The pages with these ids, in their order.
+    async def fetch(self, ids: Sequence[PageId]) -> list[KeptPage]:
+        """The pages with these ids, in their order; read on threads of the index's own, a few pages at a time.
 
-        Raises InvalidRequest for ids that are not there, Unavailable when the server cannot be reached.
+        Raises InvalidRequest for ids that are not there or not of pages, Unavailable when the index cannot be read.
         """
-        try:
-            with self._reached():
-                points = self._client.retrieve(self._place.name, list(dict.fromkeys(ids)), with_vectors=True)
-        except StartError as error:
-            raise Unavailable(str(error)) from None
-        kept = {str(point.id): _kept(point.payload, point.vector) for point in points}
-        missing = [one for one in ids if str(one) not in kept]
+        wanted, kept = list(dict.fromkeys(ids)), dict[str, KeptPage]()
+        for start in range(0, len(wanted), _READ_AT_ONCE):
+            some = wanted[start : start + _READ_AT_ONCE]
+            kept |= await asyncio.get_running_loop().run_in_executor(self._readers, self._read, some)
+        missing = [one for one in wanted if str(one) not in kept]
         if missing:
             raise InvalidRequest(f"the collection {self._place.name!r} has no page with the id {missing[0]!r}")
         return [kept[str(one)] for one in ids]
 
+    def _read(self, ids: list[PageId]) -> dict[str, KeptPage]:
+        """Those of the pages that are there, by id. Raises as `fetch` does."""
+        try:
+            with self._reached():
+                points = self._client.retrieve(self._place.name, ids, with_vectors=True)
+        except StartError as error:
+            # Where the index is concerns no caller.
+            _log.warning("pages of the index cannot be read: %s", error)
+            raise Unavailable("the index cannot be read now; try again soon, or send the pages themselves") from None
+        kept = {}
+        for point in points:
+            try:
+                kept[str(point.id)] = _kept(point.payload, point.vector)
+            except StartError:
+                raise InvalidRequest(
+                    f"{point.id!r} in the collection {self._place.name!r} is no page that `onsight embed` made: leave"
+                    " it out"
+                ) from None
+        return kept
+
     @contextmanager
     def _reached(self) -> Iterator[None]:
-        """One call at a time, as a folder's index is not made for several. Raises StartError."""
+        """Raises StartError for what Qdrant says, or when it does not answer."""
+        from qdrant_client.common.client_exceptions import QdrantException
         from qdrant_client.http.exceptions import ApiException
 
-        with self._one_at_a_time:
+        with self._in_turn:
             try:
                 yield
-            except ApiException as error:
+            except (ApiException, QdrantException) as error:
                 raise StartError(
                     f"Qdrant at {self._place.where} cannot do what it is asked: {' '.join(str(error).split())[:300]}"
                 ) from None
@@ -298,8 +330,8 @@ def _page(facts: object) -> Page:
 def _kept(facts: object, rows: object) -> KeptPage:
     """As `_page`, with its vectors."""
     page = _page(facts)
-    match facts:
-        case {"image": None | [int(), int(), int()] as image}:
+    match facts, rows:
+        case {"image": None | [int(), int(), int()] as image}, [[_, *_], *_]:
             vectors = numpy.array(rows, numpy.float32)
             span = NO_IMAGE if image is None else ImageSpan(*image)
             embedding = Embedding(vectors.tobytes(), vectors.shape[0], vectors.shape[1], span)

@@ -18,11 +18,12 @@ from onsight.core.frames import FrameRule
 from onsight.core.geometry import Size
 from onsight.core.messages import Image, ImageRef, Video, VideoRef
 from onsight.core.together import together
+from onsight.core.turns import Turns
 from onsight.media.containers import PictureFile
 from onsight.media.data_url import check_data_url, data_url_head, decode_data_url
 from onsight.media.decode_child import DecodeChild
 from onsight.media.decoded import DecodedPictures
-from onsight.media.fetch import Fetcher, Resolver, system_resolver
+from onsight.media.fetch import LOOKUPS_AT_ONCE, Fetcher, Resolver, system_resolver
 from onsight.media.image import read_header
 from onsight.media.limits import Kind, MediaLimits
 from onsight.media.pdf import BadPage, PdfFile, draw_pdf, is_pdf, read_pdf
@@ -31,7 +32,6 @@ from onsight.media.video import Clip, decode_clip, read_clip
 __all__ = ["MediaDoor", "MediaLimits"]
 
 _FETCHES_AT_ONCE = 6
-_LOOKUP_THREADS = 4
 _MAX_SCHEME_CHARS = 20
 _NICENESS = 5
 _HEAD_BYTES = 12 << 10
@@ -55,7 +55,8 @@ async def _any_number(pixels: int) -> None:
 
 
 class MediaDoor:
-    """Opens references to pictures and videos. One for the whole server; its threads are shared by all requests.
+    """Opens references to pictures and videos. One for the whole server; its threads are shared by all requests, whose
+    callers take turns.
 
     `resolver`, `network` and `certificates` replace the operating system's name look-up, TCP and trusted authorities.
     """
@@ -70,9 +71,10 @@ class MediaDoor:
     ) -> None:
         self.limits = limits or MediaLimits()
         self._decoders = ThreadPoolExecutor(self.limits.decode_workers, "onsight-decode", _give_way)
+        self._turns = Turns(self.limits.decode_workers)
         self._child = DecodeChild()
         self.decoded = DecodedPictures(self.limits.decoded_bytes, self._child)
-        self._lookups = ThreadPoolExecutor(_LOOKUP_THREADS, "onsight-lookup")
+        self._lookups = ThreadPoolExecutor(LOOKUPS_AT_ONCE, "onsight-lookup")
         self._fetcher = Fetcher(self.limits, resolver or system_resolver(self._lookups), network, certificates)
 
     async def open(self, refs: Sequence[ImageRef]) -> tuple[Image, ...]:
@@ -82,24 +84,29 @@ class MediaDoor:
         """
         return tuple(image for (image,) in await self.open_pages(refs))
 
-    async def open_pages(self, refs: Sequence[ImageRef], hold: HoldPixels = _any_number) -> tuple[Opened, ...]:
+    async def open_pages(
+        self, refs: Sequence[ImageRef], hold: HoldPixels = _any_number, caller: str = ""
+    ) -> tuple[Opened, ...]:
         """Turn all references of one request into checked pictures, one for a picture and one a page for a PDF.
 
         Raises InvalidMedia, TooLarge, TimedOut, Unsupported, or InvalidRequest for pages that a PDF lacks, with the
         `param` of the reference at fault. When one is refused, or the caller is cancelled, the other fetches stop.
         Nothing is decoded before all headers are known and allowed; `hold` is told their px then, and may refuse.
+        `caller`: who asks, as those who wait take turns.
         """
         self._check(refs, "image")
-        files = await self._read(refs, "image", lambda ref, data: _whole_file(self._look(ref, data)))
+        files = await self._read(refs, "image", caller, lambda ref, data: _whole_file(self._look(ref, data)))
         await hold(self._check_pixels(refs, files))
-        return await self._decode(refs, files, lambda ref, file: _whole(self._draw(ref, file, by_page=False)))
+        return await self._decode(refs, files, caller, lambda ref, file: _whole(self._draw(ref, file, by_page=False)))
 
-    async def open_by_page(self, ref: ImageRef, hold: HoldPixels = _any_number) -> tuple[Image | BadPage, ...]:
+    async def open_by_page(
+        self, ref: ImageRef, hold: HoldPixels = _any_number, caller: str = ""
+    ) -> tuple[Image | BadPage, ...]:
         """As `open_pages` for one reference, but a page of a PDF that cannot be shown is a BadPage in its place."""
         self._check((ref,), "image")
-        files = await self._read((ref,), "image", self._look)
+        files = await self._read((ref,), "image", caller, self._look)
         await hold(self._check_pixels((ref,), files))
-        (opened,) = await self._decode((ref,), files, lambda ref, file: self._draw(ref, file, by_page=True))
+        (opened,) = await self._decode((ref,), files, caller, lambda ref, file: self._draw(ref, file, by_page=True))
         for page in opened:
             if isinstance(page, BadPage):
                 page.error.param = ref.param
@@ -142,7 +149,7 @@ class MediaDoor:
         return (self.decoded.decode(file, ref.options),)
 
     async def open_videos(
-        self, refs: Sequence[VideoRef], rule: FrameRule, hold: HoldPixels = _any_number
+        self, refs: Sequence[VideoRef], rule: FrameRule, hold: HoldPixels = _any_number, caller: str = ""
     ) -> tuple[Video, ...]:
         """Turn all video references of one request into the frames that `rule` and their options pick; see `open`.
 
@@ -150,12 +157,12 @@ class MediaDoor:
         """
         self._check(refs, "video")
         clips = await self._read(
-            refs, "video", lambda ref, data: read_clip(data, rule, ref.options, self.limits, self._child)
+            refs, "video", caller, lambda ref, data: read_clip(data, rule, ref.options, self.limits, self._child)
         )
         await hold(self._check_video_pixels(refs, clips))
-        return await self._decode(refs, clips, lambda ref, clip: decode_clip(clip, self.limits, self._child))
+        return await self._decode(refs, clips, caller, lambda ref, clip: decode_clip(clip, self.limits, self._child))
 
-    async def _read(self, refs: Sequence[Ref], kind: Kind, work: Callable[[Ref, bytes], T]) -> list[T]:
+    async def _read(self, refs: Sequence[Ref], kind: Kind, caller: str, work: Callable[[Ref, bytes], T]) -> list[T]:
         """What `work`, done in the pool, reads from each reference's bytes."""
         slots = asyncio.Semaphore(_FETCHES_AT_ONCE)
         deadline = asyncio.get_running_loop().time() + self.limits.fetch_timeout_s
@@ -163,18 +170,25 @@ class MediaDoor:
 
         async def read(ref: Ref) -> T:
             with _Blame(ref):
-                data = await self._encoded(ref, kind, slots, deadline)
+                source = ref.source
+                if isinstance(source, bytes):
+                    data = source
+                elif _scheme(source) == "data":
+                    data = await self._in_pool(caller, lambda: decode_data_url(source, self.limits, kind))
+                else:
+                    async with slots:
+                        data = await self._fetcher.fetch(source, deadline, kind, caller)
                 budget.take(len(data))
-                return await self._in_pool(lambda: work(ref, data))
+                return await self._in_pool(caller, lambda: work(ref, data))
 
         return await together(read(ref) for ref in refs)
 
     async def _decode(
-        self, refs: Sequence[Ref], files: Sequence[File], work: Callable[[Ref, File], T]
+        self, refs: Sequence[Ref], files: Sequence[File], caller: str, work: Callable[[Ref, File], T]
     ) -> tuple[T, ...]:
         async def decode(ref: Ref, file: File) -> T:
             with _Blame(ref):
-                return await self._in_pool(lambda: work(ref, file))
+                return await self._in_pool(caller, lambda: work(ref, file))
 
         return tuple(await together(decode(ref, file) for ref, file in zip(refs, files, strict=True)))
 
@@ -211,15 +225,6 @@ class MediaDoor:
             case scheme:
                 raise InvalidMedia(f"{scheme}: URLs are not read; send https://..., or {example}")
 
-    async def _encoded(self, ref: ImageRef | VideoRef, kind: Kind, slots: asyncio.Semaphore, deadline: float) -> bytes:
-        source = ref.source
-        if isinstance(source, bytes):
-            return source
-        if _scheme(source) == "data":
-            return await self._in_pool(lambda: decode_data_url(source, self.limits, kind))
-        async with slots:
-            return await self._fetcher.fetch(source, deadline, kind)
-
     def _check_pixels(self, refs: Sequence[ImageRef], files: Sequence[PictureFile | PdfFile]) -> int:
         """Hold the sums of all pictures and pages against the limits; their px."""
         sizes: list[Size] = []
@@ -247,8 +252,9 @@ class MediaDoor:
                 " (max_frames), or send a smaller video"
             )
 
-    async def _in_pool(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
+    async def _in_pool(self, caller: str, work: Callable[[], T]) -> T:
+        async with self._turns.turn(caller):
+            return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
 
 
 def _whole_file(file: PictureFile | PdfFile) -> PictureFile | PdfFile:

@@ -19,12 +19,15 @@ import httpcore
 import httpx
 
 from onsight.core.errors import InvalidMedia, TimedOut, TooLarge, Unsupported
+from onsight.core.turns import Turns
 from onsight.media.addresses import is_address, is_public
 from onsight.media.limits import Kind, MediaLimits
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 """(host name, port) -> the texts of all its addresses. Raises OSError when there are none."""
 
+LOOKUPS_AT_ONCE = 4
+"""Names that are looked up at once, for all requests."""
 _MAX_URL_CHARS = 8192
 _MAX_DIALS = 4
 _DIAL_TIMEOUT_S = 5.0
@@ -116,6 +119,7 @@ class Fetcher:
     ) -> None:
         self._limits = limits
         self._resolver = resolver
+        self._lookups = Turns(LOOKUPS_AT_ONCE)
         self._network = network or httpcore.AnyIOBackend()
         self._certificates = certificates or httpx.create_ssl_context(trust_env=False)
         self._allowed_hosts = frozenset(_plain(host) for host in limits.allowed_hosts)
@@ -145,13 +149,16 @@ class Fetcher:
             raise InvalidMedia(f"{host} is not on this server's list of {kind} hosts (media.allowed_hosts)")
         return target
 
-    async def fetch(self, url: str, deadline: float, kind: Kind = "image") -> bytes:
-        """The body behind a URL, until `deadline` (event loop time). Raises InvalidMedia, TooLarge or TimedOut."""
+    async def fetch(self, url: str, deadline: float, kind: Kind = "image", caller: str = "") -> bytes:
+        """The body behind a URL, until `deadline` (event loop time). Raises InvalidMedia, TooLarge or TimedOut.
+
+        `caller`: who asks, as those who wait for a look-up take turns.
+        """
         target = self.check(url, kind)
         try:
             async with asyncio.timeout_at(deadline):
                 for _ in range(self._limits.max_redirects + 1):
-                    reply = await self._get(target, kind)
+                    reply = await self._get(target, kind, caller)
                     if reply.location is None:
                         return reply.body
                     target = self._next(target, reply.location, kind)
@@ -169,12 +176,16 @@ class Fetcher:
             raise InvalidMedia(f"cannot fetch the {kind}: {_host(target)} redirects from https to http")
         return following
 
-    async def _get(self, target: httpx.URL, kind: Kind) -> _Reply:
+    async def _get(self, target: httpx.URL, kind: Kind, caller: str) -> _Reply:
+        async def resolve(host: str, port: int) -> Sequence[str]:
+            async with self._lookups.turn(caller):
+                return await self._resolver(host, port)
+
         trusted = self._limits.remote == "allow-list"
         connection = httpcore.AsyncHTTPConnection(
             origin=httpcore.Origin(target.raw_scheme, target.raw_host, target.port or _PORTS[target.scheme]),
             ssl_context=self._certificates,
-            network_backend=CheckedDialer(self._resolver, self._network, trusted, kind),
+            network_backend=CheckedDialer(resolve, self._network, trusted, kind),
         )
         headers = {
             b"Host": target.netloc,

@@ -123,8 +123,9 @@ class Chat:
         budget = card.budget(call.task)
         images = [_within(image, budget) for image in _images(call)]
         videos = [part for draft in call.drafts for part in draft.parts if isinstance(part, VideoRef)]
-        opened = await self._door.open_pages(images, lambda pixels: hold(pixels - known)) if images else ()
-        watched = iter(await self._door.open_videos(videos, card.frames, hold) if videos and card.frames else ())
+        door, rule, caller = self._door, card.frames, call.caller
+        opened = await door.open_pages(images, lambda pixels: hold(pixels - known), caller) if images else ()
+        watched = iter(await door.open_videos(videos, rule, hold, caller) if videos and rule else ())
         record.images, record.videos = sum(map(len, opened)), len(videos)
         record.media_opened()
         unused = iter(opened)

@@ -176,7 +176,7 @@ class Embed:
             found: list[Embedding] = []
             deadline = self._admission.deadline()
             with self._admission.place(caller=call.caller):
-                pages = await self._from_index(call.pages, loaded)
+                pages = await deadline.within(self._from_index(call.pages, loaded))
                 each = self._each((*call.queries, *pages), loaded.engine, record, VectorForm())
                 async with aclosing(deadline.follow(each)) as items:
                     async for item in items:
@@ -184,14 +184,8 @@ class Embed:
                             raise item.error
                         found.append(item.embedding)
                 count = len(call.queries)
-                queries, shown = found[:count], found[count:]
-                if call.pairs:
-                    values = [
-                        (await loaded.engine.score([query], [page]))[0][0]
-                        for query, page in zip(queries, shown, strict=True)
-                    ]
-                else:
-                    (values,) = await loaded.engine.score(queries, shown)
+                compared = _compared(loaded.engine, found[:count], found[count:], pairs=call.pairs)
+                values = await deadline.within(compared)
             record.reason = "stop"
         return Scores(values, record.prompt_tokens, record.image_tokens)
 
@@ -212,7 +206,7 @@ class Embed:
         found = []
         if named and self._index is not None:
             try:
-                found = await asyncio.to_thread(self._index.fetch, [one.id for one in named])
+                found = await self._index.fetch([one.id for one in named])
             except InvalidRequest as error:
                 error.param = "documents"
                 raise
@@ -279,7 +273,7 @@ class Embed:
 
         async with self._turns.turn(caller):
             with self._admission.pixels(caller, pixels) as hold:
-                made = await together(one(page) for page in await self._door.open_by_page(ref, hold))
+                made = await together(one(page) for page in await self._door.open_by_page(ref, hold, caller))
         errors = [piece.made for piece in made if isinstance(piece.made, RequestError)]
         if len(errors) == len(made):
             raise errors[0]
@@ -294,7 +288,7 @@ class Embed:
                 f"{noun} has {len(inputs)} items; the limit is {self._max_inputs} (--max-inputs)", param=noun
             )
         if not streamed:
-            self._check_pages(sum(isinstance(one, ImageRef) for one in inputs), noun)
+            self._check_pages(sum(isinstance(one, ImageRef | KeptRef) for one in inputs), noun)
 
     def _check_pages(self, pages: int, noun: str) -> None:
         """Refuse more pages than an answer may have that is held as a whole."""
@@ -304,6 +298,16 @@ class Embed:
                 " is not streamed",
                 param=noun,
             )
+
+
+async def _compared(
+    engine: EmbedEngine, queries: Sequence[Embedding], pages: Sequence[Embedding], *, pairs: bool
+) -> list[float]:
+    """One score a page: for the one query, or, in pairs, for the query at its own place."""
+    if pairs:
+        return [(await engine.score([query], [page]))[0][0] for query, page in zip(queries, pages, strict=True)]
+    (values,) = await engine.score(queries, pages)
+    return values
 
 
 async def _told(index: int, one: Input, piece: _Piece, record: Record, wanted: VectorForm) -> Embedded | Refused:

@@ -78,7 +78,8 @@ def from_numbers(numbers: Numbers, dtype: Dtype, dims: int | None = None) -> Emb
     Rows of zeros are left out: they are padding, and would win over every vector that points away. Of binary all
     vectors have length 1. Raises InvalidRequest when nothing is left, or a number is not one of `dtype`.
     """
-    vectors = numbers.astype(numpy.float32)
+    with numpy.errstate(over="ignore"):  # what is too large is refused as not finite
+        vectors = numbers.astype(numpy.float32)
     if not numpy.isfinite(vectors).all():
         raise InvalidRequest("the vectors hold a number that is not finite")
     least, most = {"int8": (-128, 127), "binary": (0, 255)}.get(dtype, (-numpy.inf, numpy.inf))
@@ -86,7 +87,7 @@ def from_numbers(numbers: Numbers, dtype: Dtype, dims: int | None = None) -> Emb
         raise InvalidRequest(f"the vectors hold a number that is no {dtype}, a whole one from {least} to {most}")
     if dtype == "int8":
         vectors /= numpy.float32(_STEPS)
-    if dtype == "binary":
+    if dtype == "binary" and vectors.size:
         signs = numpy.unpackbits(vectors.astype(numpy.uint8), axis=1, count=dims).astype(numpy.float32) * 2 - 1
         vectors = signs * numpy.float32(signs.shape[1] ** -0.5)
     kept = numpy.ascontiguousarray(vectors[(vectors != 0).any(axis=1)], numpy.float32)

@@ -170,7 +170,8 @@ class SearchTab:
         deadline = place.admission.deadline()
         with place.admission.place(caller=VISITOR.get()), place.admission.pixels(VISITOR.get()) as hold:
             data = await asyncio.to_thread(self._desk.uploads.read, sheet.upload)
-            ((image,),) = await deadline.within(place.door.open_pages((ImageRef(data, pages=pages),), hold))
+            opening = place.door.open_pages((ImageRef(data, pages=pages),), hold, VISITOR.get())
+            ((image,),) = await deadline.within(opening)
             label = words("search.hit", rank=rank, place=self._name(sheet), score=f"{sheet.score:.2f}")
             return await asyncio.to_thread(heated, image, heat_map(query, sheet.embedding), scale, label)
 

@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from onsight.api.json_body import PART
 from onsight.api.openai.tools import ChatToolChoice, FunctionTool, MessageToolCall
-from onsight.api.strict import PageSpans
+from onsight.api.strict import AnySchema, PageSpans
 from onsight.api.strict import Strict as _Strict
 from onsight.api.strict import never as _never
 from onsight.api.strict import only as _only
@@ -213,7 +213,7 @@ class JsonSchema(_Strict):
     """The answer's form. It is always enforced, whether `strict` asks for that or not."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    schema_: dict[str, object] = Field(alias="schema")
+    schema_: AnySchema = Field(alias="schema")
     strict: bool | None = None
     description: str | None = Field(None, description="Changes nothing: the model is held to the form, not told of it.")
 
@@ -310,7 +310,7 @@ class ChatRequest(_ChangesNothing, _NotOffered):
         None, ge=0, le=2, description="0 is greedy; 0.7 unless the server says otherwise."
     )
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0, description="0 is off. Not one of OpenAI's fields.")
+    top_k: int | None = Field(None, ge=0, lt=1 << 31, description="0 is off. Not one of OpenAI's fields.")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     stop: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=1000)]] | None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Sequence
 from typing import Literal
 
@@ -100,9 +99,14 @@ def _decode(item: Vectors, place: str) -> Embedding:
         if isinstance(item.embedding, list):
             return from_numbers(numpy.array(item.embedding), item.dtype)
         rows, dims = item.shape or (0, 0)
-        return unpack(base64.b64decode(item.embedding, validate=True), item.dtype, rows, dims)
-    except binascii.Error:
-        raise InvalidRequest("the vectors are not base64", param=place) from None
+        return unpack(_from_base64(item.embedding), item.dtype, rows, dims)
     except InvalidRequest as error:
         error.param = place
         raise
+
+
+def _from_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:  # not always binascii's: letters beyond ASCII are another
+        raise InvalidRequest("the vectors are not base64") from None

@@ -61,7 +61,7 @@ class Vectors(Strict):
         Annotated[str, Tag(f"{PART}base64")] | Annotated[_Rows, Tag(f"{PART}numbers")], Discriminator(_form_of)
     ]
     dtype: Dtype = "f32"
-    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2, max_length=2)] | None = None
+    shape: Annotated[list[Annotated[int, Field(ge=1, lt=1 << 32)]], Field(min_length=2, max_length=2)] | None = None
 
     @model_validator(mode="after")
     def _shaped(self) -> Vectors:

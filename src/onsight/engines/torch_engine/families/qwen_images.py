@@ -21,6 +21,8 @@ from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Plan, Prompt,
 IMAGE = "<|image_pad|>"
 _LOW_PIXELS = 512 * 28 * 28
 """`detail: low`: at most 512 image tokens."""
+_MOST_LEAST_PIXELS = 100_000_000
+"""What a picture may be enlarged to, some 128,000 image tokens: tokens are made before they are counted."""
 
 
 class QwenImages:
@@ -90,6 +92,11 @@ class QwenImages:
                 raise InvalidRequest(
                     f"{name} is {value}; this model needs at least {smallest}", param=f"{self._param}.{name}"
                 )
+        if least > _MOST_LEAST_PIXELS:
+            raise InvalidRequest(
+                f"min_pixels is {least}; pictures are enlarged to {_MOST_LEAST_PIXELS} px at most",
+                param=f"{self._param}.min_pixels",
+            )
         if least > most:
             raise InvalidRequest(
                 f"min_pixels is {least} and max_pixels is {most}; the first must not be greater",
