@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from onsight.api.keys import new_key, write_keys
 from onsight.config import Settings
 from onsight.serve import assemble
 from tests.servers import wait_until
@@ -77,6 +78,21 @@ async def test_another_program_may_listen_anywhere_but_without_a_key_only_loopba
         response = await client.get("/v1/models", headers={"authorization": "Bearer k", "host": "localhost"})
     await site.close()
     assert response.status_code == status
+
+
+def test_under_a_root_path_keys_open_what_they_opened(tmp_path: Path) -> None:
+    text, key = new_key("finder", ("embed",))
+    write_keys(tmp_path / "keys.json", (key,))
+    with served(
+        [], "--root-path", "/onsight", ONSIGHT_ENGINE="fake", ONSIGHT_KEYS_FILE=str(tmp_path / "keys.json")
+    ) as url:
+        with httpx.Client(base_url=url, headers={"authorization": f"Bearer {text}"}) as client:
+            asked = {"messages": [{"role": "user", "content": "hello"}]}
+            assert client.post("/v1/chat/completions", json=asked).status_code == 403
+            assert client.get("/metrics").status_code == 403
+            assert client.get("/v1/models").status_code == 200
+        assert httpx.get(url + "/health").status_code == 200
+        assert httpx.get(url + "/v1/models").status_code == 401
 
 
 def test_a_model_that_is_not_there_is_one_sentence_and_code_2() -> None:

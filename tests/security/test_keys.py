@@ -99,6 +99,28 @@ def test_a_change_of_the_file_counts_at_once_and_a_faulty_one_does_not(
     assert book.find(text) is None
 
 
+def test_a_file_that_could_not_be_read_is_read_once_it_can_though_nothing_of_it_changed(
+    file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys_module, "_LOOK_AGAIN_S", 0.0)
+    text = given(file, "chat")
+    book = KeyBook(file=file)
+    write_keys(file, ())
+
+    def forbidden(*_: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as unreadable:
+        unreadable.setattr(Path, "read_text", forbidden)
+        assert [book.find(text) is None for _ in range(3)] == [False] * 3
+        assert caplog.text.count("the keys stay as they were, revoked ones too") == 1
+        unreadable.setattr(keys_module, "_TELL_AGAIN_S", 0.0)
+        book._tell_s = 0.0
+        assert [book.find(text) is None for _ in range(2)] == [False] * 2
+        assert caplog.text.count("the keys stay as they were, revoked ones too") == 3
+    assert book.find(text) is None
+
+
 def test_an_expired_key_opens_nothing(file: Path) -> None:
     gone, good = (
         given(file, "chat", lasts=timedelta(seconds=-1)),
@@ -116,6 +138,38 @@ def test_the_file_holds_no_key_and_is_its_owners_alone(file: Path) -> None:
     assert text not in file.read_text()
     assert text.removeprefix(PREFIX) not in file.read_text()
     assert stat.S_IMODE(os.stat(file).st_mode) == 0o600
+    assert [path.name for path in file.parent.iterdir()] == ["keys.json"]
+
+
+def test_a_file_that_is_there_keeps_its_mode(file: Path) -> None:
+    given(file, "chat")
+    file.chmod(0o640)
+    given(file, "chat", name="b")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_file_that_is_there_keeps_its_owner(file: Path) -> None:
+    given(file, "chat")
+    os.chown(file, 12_345, 12_346)
+    given(file, "chat", name="b")
+    assert (file.stat().st_uid, file.stat().st_gid) == (12_345, 12_346)
+
+
+def test_who_may_not_keep_its_owner_is_told_so_and_changes_nothing(
+    file: Path, run: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given(file, "chat")
+    before = file.read_bytes()
+
+    def forbidden(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fchown", forbidden)
+    done = run("keys", "revoke", "robin", "--keys-file", str(file))
+    assert (done.code, "run this as that user or as root" in done.err) == (2, True), done.err
+    assert str(file.stat().st_uid) in done.err
+    assert file.read_bytes() == before
     assert [path.name for path in file.parent.iterdir()] == ["keys.json"]
 
 

@@ -43,7 +43,7 @@ def services_of(place: Workplace) -> Services:
 
 
 @asynccontextmanager
-async def opened(place: Workplace, folder: Path, key: str | None = None) -> AsyncIterator[Opened]:
+async def opened(place: Workplace, folder: Path, key: str | None = None, root: str = "") -> AsyncIterator[Opened]:
     """A client of an application with a page that was started."""
     kept = dict(os.environ)
     tell_gradio(folder)
@@ -53,7 +53,7 @@ async def opened(place: Workplace, folder: Path, key: str | None = None) -> Asyn
     app = create_app(services, ApiSettings(keys=keys, page=page))
     try:
         await page.start()
-        transport = httpx.ASGITransport(app)
+        transport = httpx.ASGITransport(app, root_path=root)
         async with httpx.AsyncClient(transport=transport, base_url="http://here", timeout=60) as client:
             yield client, folder
     finally:
@@ -152,6 +152,25 @@ async def test_a_server_with_a_key_asks_for_it_before_anything_is_shown(office: 
         assert (await client.get("/ui/ru/")).status_code == 200
         # The cookie opens the page alone: no other site can spend it on the API.
         assert (await client.get("/v1/models")).status_code == 401
+
+
+async def test_under_a_root_path_the_key_is_remembered_for_the_page_there(office: Office, tmp_path: Path) -> None:
+    async with opened(office.desk.place, tmp_path / "uploads", KEY, "/onsight") as (client, _):
+        led = await client.get("/onsight/", headers=HTML, follow_redirects=True)
+        assert [step.headers["location"] for step in led.history] == ["ui", "/onsight/ui/", "/onsight/ui/ru/"]
+        right = await client.post("/onsight/ui/ru/", data={"key": KEY})
+        assert (right.status_code, right.headers["location"]) == (303, "/onsight/ui/ru/")
+        assert "path=/onsight/ui;" in right.headers["set-cookie"].lower()
+        assert (await client.get("/onsight/ui/ru/")).status_code == 200
+
+
+@pytest.mark.parametrize("headers", [{"x-forwarded-host": "a:b, c"}, {"x-gradio-server": "http://a:b"}])
+async def test_an_address_of_the_page_that_cannot_be_read_is_refused(
+    office: Office, tmp_path: Path, headers: dict[str, str]
+) -> None:
+    async with opened(office.desk.place, tmp_path / "uploads") as (client, _):
+        assert (await client.get("/ui/en/", headers=headers)).status_code == 400
+        assert (await client.get("/ui/en/", headers={"x-forwarded-host": "a:80, c"})).status_code == 200
 
 
 async def test_a_key_that_is_taken_back_closes_the_page(office: Office, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
@@ -35,7 +34,7 @@ from onsight.api.openai.responses import ResponsesRoute
 from onsight.api.openai.responses_answers import ResponseEvent, ResponseObject
 from onsight.api.openai.responses_wire import ResponsesRequest
 from onsight.api.openai.wire import ChatRequest
-from onsight.api.origin import LoopbackOnly, OriginCheck
+from onsight.api.origin import CorsHeaders, LoopbackOnly, OriginCheck, Preflights
 from onsight.api.rates import Rate, RateLimit
 from onsight.api.services import ApiSettings, Services
 from onsight.api.tasks.answers import LocateAnswer, TextAnswer, TextChunk
@@ -97,27 +96,35 @@ async def _lead_to_page(request: Request) -> Response:
 
 
 def _layers(services: Services, settings: ApiSettings) -> list[Middleware]:
-    """What every request passes before its route, outermost first."""
+    """What every request passes before its route, outermost first, and why it stands where it does.
+
+    - `CorsHeaders` around all: a listed page can read refusals too, and their `Retry-After`.
+    - `Boundary` around all that raises: it makes answers of errors, and gives the id that they are logged under.
+    - `OriginCheck`, `LoopbackOnly`: who may not come at all is counted nowhere and has no key compared.
+    - `RateLimit` by address before keys, so that guesses are counted, and before preflights, which need no key.
+    - `Preflights` before keys: a browser asks for leave (OPTIONS) without one.
+    - `Auth` before bodies: not a byte is read for who has no key.
+    - `RateLimit` by key after `Auth`, which says whose request it is.
+    - `BodyLimits` innermost: the route reads the body through it.
+    """
+    cors: dict[str, Any] = {
+        "allow_origins": sorted(settings.origins),
+        "allow_methods": ["GET", "POST"],
+        "allow_headers": ["authorization", "content-type", "x-api-key", "x-request-id"],
+        "expose_headers": ["x-request-id", "retry-after"],
+        "max_age": 600,
+    }
     layers = [
         Middleware(Boundary, envelopes=ENVELOPES, refused=services.metrics.refuse),
         Middleware(OriginCheck, hosts=settings.allowed_hosts, origins=settings.origins),
     ]
     if settings.loopback_only:
         layers.append(Middleware(LoopbackOnly))
-    if settings.origins:
-        # Before the keys: a browser asks for leave (OPTIONS) without one.
-        layers.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=sorted(settings.origins),
-                allow_methods=["GET", "POST"],
-                allow_headers=["authorization", "content-type", "x-api-key", "x-request-id"],
-                expose_headers=["x-request-id", "retry-after"],
-                max_age=600,
-            )
-        )
     if settings.a_minute_by_address is not None:
         layers.append(Middleware(RateLimit, rate=Rate("address", settings.a_minute_by_address)))
+    if settings.origins:
+        layers.insert(0, Middleware(CorsHeaders, **cors))
+        layers.append(Middleware(Preflights, **cors))
     if settings.keys.guards:
         open_paths = {"/openapi.json": settings.open_docs, "/metrics": settings.open_metrics}
         opened = frozenset(path for path, is_open in open_paths.items() if is_open)

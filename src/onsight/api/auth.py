@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Send
 from starlette.types import Scope as AsgiScope
@@ -38,6 +39,15 @@ PAGE = "/ui"
 """Where the page is; it asks for a key in its own way, since a browser sends no header of ours."""
 
 
+def routed_path(scope: AsgiScope) -> str:
+    """The path by which a route is found: without the prefix (`root_path`) that a server before us puts there.
+
+    It is the router's own function, so that no rule can see another path than the route does; to be asked before
+    routing, which writes the prefix of the page's mount into `scope`.
+    """
+    return get_route_path(scope)
+
+
 def wants_html(headers: Headers) -> bool:
     """Whether the request comes from somebody who looks at pages: at `/` nothing but the way to one is told to them."""
     return "text/html" in headers.get("accept", "")
@@ -64,11 +74,9 @@ class Auth:
         given = _given_key(Headers(scope=scope))
         caller = None if given is None else self._keys.find(given)
         if caller is not None:
-            _check(caller, scope["path"])
+            _check(caller, routed_path(scope))
             scope.setdefault("state", {})["caller"] = caller
             await self._app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
         elif given is None:
             raise Unauthorized("this server needs a key; send it as 'Authorization: Bearer KEY'")
         else:
@@ -77,7 +85,7 @@ class Auth:
             )
 
     def _is_open(self, scope: AsgiScope) -> bool:
-        path = scope["path"]
+        path = routed_path(scope)
         if path == "/":
             return scope["method"] == "GET" and wants_html(Headers(scope=scope))
         return path in self._open or (self._has_page and (path == PAGE or path.startswith(f"{PAGE}/")))

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from onsight.api.auth import caller_name
+from onsight.api.auth import caller_name, routed_path
 from onsight.api.connection import ClientLeft
 from onsight.api.errors import Envelope, InternalError, error_body, error_response
 from onsight.api.request_log import log_refusal
@@ -49,7 +49,7 @@ def taken_up(scope: Scope) -> None:
 class Boundary:
     """Wraps the whole application, as ASGI middleware; `envelopes`: path -> what errors look like there.
 
-    `refused`: told of each error that no task keeps books of.
+    `refused`: told of each error that no task keeps books of. A refused WebSocket is closed, for it has no answer.
     """
 
     def __init__(
@@ -63,9 +63,16 @@ class Boundary:
         self._envelopes = envelopes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            try:
+                await self._app(scope, receive, send)
+            except RequestError:
+                await send({"type": "websocket.close", "code": 1008})
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        envelope = self._envelopes.get(routed_path(scope))
         exchange = _Exchange(Headers(scope=scope), receive, send)
         remember_trace(scope)
         scope.setdefault("state", {}).update(request_id=exchange.id, taken_up=False)
@@ -74,25 +81,21 @@ class Boundary:
         except (ClientLeft, ClientDisconnect):
             return
         except RequestError as error:
-            await self._answer(error, scope, exchange)
+            await self._answer(error, envelope, scope, exchange)
         except MemoryError:
             _log.exception("request %s was left without memory", exchange.id, extra=exchange.named)
-            await self._answer(OutOfMemory(), scope, exchange)
+            await self._answer(OutOfMemory(), envelope, scope, exchange)
         except Exception:  # noqa: BLE001 (the boundary)
             _log.exception("request %s failed", exchange.id, extra=exchange.named)
-            await self._answer(
-                InternalError(f"something went wrong on our side; the server's log has it under request {exchange.id}"),
-                scope,
-                exchange,
-            )
+            unforeseen = f"something went wrong on our side; the server's log has it under request {exchange.id}"
+            await self._answer(InternalError(unforeseen), envelope, scope, exchange)
 
-    async def _answer(self, error: RequestError, scope: Scope, exchange: _Exchange) -> None:
+    async def _answer(self, error: RequestError, envelope: Envelope | None, scope: Scope, exchange: _Exchange) -> None:
         if not exchange.started:
             if not scope["state"]["taken_up"]:
                 if self._refused is not None:
                     self._refused(error)
                 log_refusal(exchange.id, caller_name(scope), scope["method"], scope["path"], error)
-            envelope = self._envelopes.get(scope["path"])
             body = None if envelope is None else envelope(error, Request(scope))
             await exchange.refuse(error_response(error, body), scope, patient=not isinstance(error, TimedOut))
         elif exchange.is_stream:

@@ -165,7 +165,7 @@ async def translate_http_exception(request: Request, error: Exception) -> Respon
     """Raise the router's own errors (no such path, wrong method) as ours, for the boundary to answer."""
     if not isinstance(error, HTTPException):
         raise error
-    method, path = request.method, request.url.path
+    method, path = request.method, request.scope["path"]
     match error.status_code:
         case 404:
             raise NoSuchRoute(f"nothing answers at {path}; GET /docs lists the routes")

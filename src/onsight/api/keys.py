@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import secrets
+import stat
 import tempfile
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ Scope = Literal["chat", "embed", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 PREFIX = "onsight-"
 _LOOK_AGAIN_S = 1.0
+_TELL_AGAIN_S = 60.0
 
 
 def _with_time_zone(moment: datetime) -> datetime:
@@ -81,7 +83,7 @@ class KeyBook:
         self._fixed = None if fixed is None else digest_of(fixed)
         self._file = file
         self._stamp: tuple[int, int, int] | None = None
-        self._looked_s = time.monotonic()
+        self._looked_s = self._tell_s = time.monotonic()
         self._keys: tuple[Key, ...] = ()
         if file is not None:
             self._stamp = _stamp(file)
@@ -105,7 +107,8 @@ class KeyBook:
         return found
 
     def _look_again(self) -> None:
-        """Read the file again when it has changed, at most once a second; a faulty one changes nothing."""
+        """Read the file again when it has changed, at most once a second. A faulty one changes nothing; it is tried
+        again, and told once a minute, until it can be read, for nothing that we see of it may change before it can."""
         now_s = time.monotonic()
         if self._file is None or now_s - self._looked_s < _LOOK_AGAIN_S:
             return
@@ -113,12 +116,14 @@ class KeyBook:
         stamp = _stamp(self._file)
         if stamp == self._stamp:
             return
-        self._stamp = stamp
         try:
             self._keys = read_keys(self._file)
         except StartError as error:
-            _log.error("the keys stay as they were: %s", error)
+            if now_s >= self._tell_s:
+                self._tell_s = now_s + _TELL_AGAIN_S
+                _log.error("the keys stay as they were, revoked ones too: %s", error)
         else:
+            self._stamp, self._tell_s = stamp, now_s
             _log.info("%d keys read from %s", len(self._keys), self._file)
 
 
@@ -143,7 +148,10 @@ def read_keys(file: Path) -> tuple[Key, ...]:
 
 
 def write_keys(file: Path, keys: Sequence[Key]) -> None:
-    """Replace `file` in one step, readable for its owner alone. Raises StartError."""
+    """Replace `file` in one step; it keeps its owner and mode, and a new one is readable for its owner alone.
+
+    Raises StartError, and then `file` is as it was.
+    """
     text = json.dumps(_File(keys=tuple(keys)).model_dump(mode="json"), indent=2) + "\n"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -151,12 +159,29 @@ def write_keys(file: Path, keys: Sequence[Key]) -> None:
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as made:
                 made.write(text)
+                _take_after(file, handle)
             os.replace(name, file)
-        except OSError:
+        except (OSError, StartError):
             os.unlink(name)
             raise
     except OSError as error:
         raise StartError(f"the key file {file} cannot be written: {error.strerror}") from None
+
+
+def _take_after(file: Path, handle: int) -> None:
+    """Give the open file `handle` the owner and mode of `file`, if it is there, so that who reads it still can."""
+    try:
+        facts = file.stat()
+    except FileNotFoundError:
+        return
+    try:
+        os.fchown(handle, facts.st_uid, facts.st_gid)
+    except PermissionError:
+        raise StartError(
+            f"the key file {file} is user {facts.st_uid}'s and group {facts.st_gid}'s, and you may not write it so that"
+            " they can still read it: run this as that user or as root"
+        ) from None
+    os.fchmod(handle, stat.S_IMODE(facts.st_mode))
 
 
 def new_key(name: str, scopes: Sequence[Scope], expires: datetime | None = None) -> tuple[str, Key]:

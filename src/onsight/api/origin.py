@@ -7,6 +7,7 @@ import ipaddress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from onsight.api.errors import Forbidden, Unauthorized
@@ -37,8 +38,26 @@ class OriginCheck:
     def _check_origin(self, origin: str | None, host: str) -> None:
         if origin is None or "*" in self._origins or origin in self._origins:
             return
-        if _netloc(origin) != host.lower():
+        own = _netloc(origin)
+        if not own or own != host.lower():
             raise Forbidden(f"pages of {origin[:200]!r} may not call this server; add them to --cors-origins")
+
+
+class CorsHeaders(CORSMiddleware):
+    """Lets listed pages read every answer, whichever layer gives it; what browsers ask first is for `Preflights`."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self.simple_response(scope, receive, send, request_headers=Headers(scope=scope))
+        else:
+            await self.app(scope, receive, send)
+
+
+class Preflights(CORSMiddleware):
+    """Answers what a browser asks before a listed page's request, and lets all else pass; needs the same arguments."""
+
+    async def simple_response(self, scope: Scope, receive: Receive, send: Send, request_headers: Headers) -> None:
+        await self.app(scope, receive, send)
 
 
 class LoopbackOnly:
@@ -55,8 +74,6 @@ class LoopbackOnly:
         host, port = scope.get("server") or ("", None)
         if scope["type"] == "lifespan" or port is None or _is_loopback(host):
             await self._app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
         else:
             raise Unauthorized(
                 f"this server has no key, so it answers on loopback only, not on {host}: set ONSIGHT_API_KEY, or"
@@ -73,12 +90,12 @@ def _is_loopback(host: str) -> bool:
     return (mapped or address).is_loopback
 
 
-def _netloc(origin: str) -> str | None:
-    """Name and port of a page's server, in lower case; None for what is no URL."""
+def _netloc(origin: str) -> str:
+    """An Origin header's name and port; empty where it has none, as "null", or is no address at all."""
     try:
         return urlsplit(origin).netloc.lower()
     except ValueError:
-        return None
+        return ""
 
 
 def _name(host: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from onsight.api.auth import ALWAYS_OPEN, caller_of
+from onsight.api.auth import ALWAYS_OPEN, caller_of, routed_path
 from onsight.api.errors import RateLimited
 
 _MOST_BUCKETS = 10_000
@@ -72,7 +72,7 @@ class RateLimit:
         await self._app(scope, receive, send)
 
     def _who(self, scope: Scope) -> str | None:
-        if scope["type"] != "http" or scope["path"] in ALWAYS_OPEN:
+        if scope["type"] == "lifespan" or routed_path(scope) in ALWAYS_OPEN:
             return None
         if self._rate.by == "key":
             caller = caller_of(scope)

@@ -22,6 +22,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from onsight.api.auth import routed_path
 from onsight.api.body_limits import BodyLimits
 from onsight.api.boundary import Boundary, request_id
 from onsight.api.connection import ClientLeft
@@ -158,7 +159,7 @@ class _Signed:
                 message = {**message, _WHOLE: True}
             await send(message)
 
-        path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        path = routed_path(scope) or "/"
         await self._app({**scope, "path": path, "raw_path": path.encode(), "root_path": ""}, receive, sign)
 
 

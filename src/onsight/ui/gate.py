@@ -37,9 +37,11 @@ class Gate:
             key = str(form.get("key", ""))
         if self._name_of(key) is None:
             return _form(words, words("gate.wrong"))
-        response = RedirectResponse(str(request.url.path), 303)
+        response = RedirectResponse(request.scope["path"], 303)
         secure = request.url.scheme == "https"
-        response.set_cookie(COOKIE, self._remember(key), path="/ui", httponly=True, samesite="strict", secure=secure)
+        # `root_path`: where the page is mounted, below whatever prefix the server has.
+        path = request.scope["root_path"]
+        response.set_cookie(COOKIE, self._remember(key), path=path, httponly=True, samesite="strict", secure=secure)
         return response
 
     def _remember(self, key: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import httpx
 from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -94,6 +95,10 @@ class Page:
             await self._lead(request, language)(scope, receive, send)
         elif (visitor := self._visitor(request)) is None:
             await (await self._ask_for_key(request, language, rest))(scope, receive, send)
+        elif not _is_readable(request):
+            await PlainTextResponse("what this request says of the page's address (X-Forwarded-Host) is none", 400)(
+                scope, receive, send
+            )
         else:
             scope.setdefault("state", {})["visitor"] = visitor
             await self._started.wait()
@@ -119,6 +124,18 @@ class Page:
         if rest:
             return PlainTextResponse("type a key of this server at /ui first", 401)
         return await self._gate.answer(request, self._words[language])
+
+
+def _is_readable(request: Request) -> bool:
+    """Whether Gradio can read what `request` says of where its page is; else it would fail."""
+    told = (request.headers.get(name, "") for name in ("x-forwarded-host", "x-gradio-server"))
+    host, server = (value.partition(",")[0].strip() for value in told)
+    try:
+        for address in (f"http://{host}", server):
+            httpx.URL(address)
+    except httpx.InvalidURL:
+        return False
+    return True
 
 
 class _Cleaned:
