@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import httpx
@@ -77,6 +77,15 @@ async def test_another_program_may_listen_anywhere_but_without_a_key_only_loopba
         response = await client.get("/v1/models", headers={"authorization": "Bearer k", "host": "localhost"})
     await site.close()
     assert response.status_code == status
+
+
+async def test_without_auth_everybody_is_let_in_by_whatever_name_since_another_program_listens() -> None:
+    site = assemble(Settings(engine="fake", no_auth=True), lifespan=lambda _: nullcontext())
+    transport = httpx.ASGITransport(site.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://10.0.0.7:8000") as client:
+        response = await client.get("/v1/models", headers={"host": "onsight.example"})
+    await site.close()
+    assert response.status_code == 200
 
 
 def test_a_model_that_is_not_there_is_one_sentence_and_code_2() -> None:
