@@ -128,7 +128,6 @@ async def test_an_openai_route_answers_with_lines_of_json_and_other_texts_too(me
         pieces = await ask(Worker(address), given)
     assert "".join(map(str, pieces)) == body
     assert all(isinstance(piece, str) and piece.endswith(end) for piece in pieces)
-    assert len(pieces) >= (2 if end == "\n" else 1)
 
 
 async def test_models_and_the_other_routes_are_there_too(address: str) -> None:
