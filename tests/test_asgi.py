@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import httpx
@@ -93,6 +93,15 @@ def test_under_a_root_path_keys_open_what_they_opened(tmp_path: Path) -> None:
             assert client.get("/v1/models").status_code == 200
         assert httpx.get(url + "/health").status_code == 200
         assert httpx.get(url + "/v1/models").status_code == 401
+
+
+async def test_without_auth_everybody_is_let_in_by_whatever_name_since_another_program_listens() -> None:
+    site = assemble(Settings(engine="fake", no_auth=True), lifespan=lambda _: nullcontext())
+    transport = httpx.ASGITransport(site.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://10.0.0.7:8000") as client:
+        response = await client.get("/v1/models", headers={"host": "onsight.example"})
+    await site.close()
+    assert response.status_code == 200
 
 
 def test_a_model_that_is_not_there_is_one_sentence_and_code_2() -> None:

@@ -53,6 +53,9 @@ log = logging.getLogger("onsight")
 _AT_WORK = 4
 """Media are opened for so many times the requests that an engine answers at once, so that it never waits for them."""
 
+_UPLOADS = 8
+"""So many times the largest body the page's uploads may have together."""
+
 _OPEN_FILES = 65_536
 """Enough for any number of connections; where there is no bound, some systems want one named."""
 _MOST_HEAPS = -8
@@ -137,11 +140,12 @@ def assemble(
     keys = KeyBook(settings.api_key, settings.keys_file)
     rate = None if settings.requests_per_min_key is None else Rate("key", settings.requests_per_min_key)
     count = None if rate is None or not keys.guards else rate.count
-    place = Workplace(roster, chat, embed, door, admission, count)
+    uploads_bytes = _UPLOADS * settings.max_body_mb * MEGABYTE
+    place = Workplace(roster, chat, embed, door, admission, count, uploads_bytes)
     page = _page(settings, place, keys) if with_page else None
     api = ApiSettings(
         keys=keys,
-        allowed_hosts=_hosts(settings),
+        allowed_hosts=_hosts(settings, listens=lifespan is None),
         origins=frozenset(settings.cors_origins),
         rate_by_key=rate,
         a_minute_by_address=settings.requests_per_min_address,
@@ -196,11 +200,17 @@ def _page(settings: Settings, place: Workplace, keys: KeyBook) -> Page | None:
     return Page(place, folder, name_of if keys.guards else None)
 
 
-def _hosts(settings: Settings) -> frozenset[str]:
-    """Names that requests may use. A server for this machine alone has no keys, so that its name is its guard."""
-    if settings.allowed_hosts or settings.no_auth or settings.host not in LOOPBACK_HOSTS:
+def _hosts(settings: Settings, *, listens: bool) -> frozenset[str]:
+    """Names that requests may use. Where we listen on loopback without keys, its name is the server's only guard.
+
+    With keys, a proxy of this machine passes on whatever names it is called by. Where another program listens
+    (`listens` is false), the address is its own, and `no_auth` lets everybody in.
+    """
+    keyed = settings.api_key is not None or settings.keys_file is not None
+    open_to_all = settings.no_auth and not listens
+    if settings.allowed_hosts or keyed or open_to_all or settings.host not in LOOPBACK_HOSTS:
         return frozenset(name.lower() for name in settings.allowed_hosts)
-    return LOOPBACK_HOSTS if settings.api_key is None and settings.keys_file is None else frozenset()
+    return LOOPBACK_HOSTS
 
 
 def _queue_limits(settings: Settings) -> QueueLimits:

@@ -137,7 +137,7 @@ def compose() -> dict[str, dict[str, object]]:
 
 def filled(value: object, **given: str) -> str:
     """A value of compose with its variables' defaults, or `given`."""
-    return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", lambda match: given.get(match[1], match[2] or ""), str(value))
+    return re.sub(r"\$\{(\w+)(?::?-([^}]*))?\}", lambda match: given.get(match[1], match[2] or ""), str(value))
 
 
 @pytest.mark.parametrize(
@@ -163,11 +163,21 @@ def test_a_service_has_its_port_and_volume_and_settings_that_the_server_accepts(
     ours = {name for name in given if name.startswith("ONSIGHT_")}
     assert {name.removeprefix("ONSIGHT_").lower() for name in ours} <= Settings.model_fields.keys()
     assert settings.port == port
+    # By a name of its own a page elsewhere could reach a service through its reader's browser; neighbours call by ours.
+    assert {"localhost", "127.0.0.1", service} <= set(settings.allowed_hosts)
+    assert load_settings({"host": "0.0.0.0"}, environment={**given, "ONSIGHT_ALLOWED_HOSTS": ""}).allowed_hosts == ()
     assert [filled(one) for one in list(table["ports"])] == [f"127.0.0.1:{port}:{port}"]  # type: ignore[call-overload]
     assert [filled(one) for one in list(table.get("volumes", []))] == ([volume] if volume else [])  # type: ignore[call-overload]
     assert table["read_only"] is True
     assert str(table["restart"]).startswith("on-failure:")
     assert float(str(table["stop_grace_period"]).removesuffix("s")) > settings.drain_timeout_s
+
+
+def test_a_container_without_a_key_is_run_for_names_that_its_health_is_asked_by() -> None:
+    text = (ROOT / "docs/deploy/containers.md").read_text("utf-8")
+    (command,) = [line for line in text.splitlines() if "docker run" in line and "-e ONSIGHT_NO_AUTH=true" in line]
+    given = dict(re.findall(r"-e (\w+)=(\S+)", command))
+    assert load_settings({"host": "0.0.0.0"}, environment=given).allowed_hosts == ("localhost", "127.0.0.1")
 
 
 def test_the_old_services_variables_are_passed_on() -> None:
@@ -182,7 +192,7 @@ def test_the_old_services_variables_are_passed_on() -> None:
 
 def test_every_variable_of_compose_is_in_the_example_with_its_default() -> None:
     text = (ROOT / "deploy/compose.yaml").read_text("utf-8")
-    used = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", text))
+    used = dict(re.findall(r"\$\{(\w+):?-([^}]*)\}", text))
     example = (ROOT / "deploy/.env.example").read_text("utf-8")
     assert dict(re.findall(r"^#(\w+)=(.*)$", example, re.MULTILINE)) == used
 

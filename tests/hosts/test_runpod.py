@@ -9,17 +9,22 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractContextManager, aclosing
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from PIL import Image as Pillow
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
 
 from onsight.config import Settings, load_worker_settings, takes_runpod_jobs
 from onsight.core.errors import InvalidRequest, StartError
 from onsight.engines.fake_engine import FakeEngine
 from onsight.hosts.runpod import CHAT, Asked, Inside, Item, Worker, read_job, serverless_worker
+from tests.embedders import behind_a_port
 from tests.media.pictures import data_url, encoded, plain
 
 PICTURE = data_url(plain(size=(32, 24)))
@@ -95,6 +100,34 @@ async def test_an_openai_route_answers_as_itself_and_streams_events_that_are_nev
     assert events[-2:] == ["data: [DONE]", ""]
     chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
     assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == text
+
+
+def answering(body: bytes, media_type: str) -> FastAPI:
+    """A server of which every route answers so, in pieces."""
+
+    async def answer(request: Request) -> Response:
+        assert await request.json() == {"stream": True}
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for start in range(0, len(body), 7):
+                yield body[start : start + 7]
+                await asyncio.sleep(0.001)
+
+        return StreamingResponse(pieces(), media_type=media_type)
+
+    return FastAPI(routes=[Route("/{path:path}", answer, methods=["POST"])])
+
+
+@pytest.mark.parametrize(
+    ("media_type", "end"), [("application/x-ndjson", "\n"), ("text/plain; charset=utf-8", "e"), ("text/csv", "e")]
+)
+async def test_an_openai_route_answers_with_lines_of_json_and_other_texts_too(media_type: str, end: str) -> None:
+    body = '{"index": 0, "text": "é"}\n{"index": 1}\n' if end == "\n" else "one\n\n1\n\nthree"
+    given = {"openai_route": "/v1/embeddings", "openai_input": {"stream": True}}
+    with behind_a_port(answering(body.encode(), media_type)) as address:
+        pieces = await ask(Worker(address), given)
+    assert "".join(map(str, pieces)) == body
+    assert all(isinstance(piece, str) and piece.endswith(end) for piece in pieces)
 
 
 async def test_models_and_the_other_routes_are_there_too(address: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,24 @@ def test_a_link_out_of_the_folder_is_not_followed(folder: Path) -> None:
 def test_a_large_one_is_refused_with_the_limit(folder: Path) -> None:
     with pytest.raises(TooLarge, match="6 bytes"):
         Uploads(folder, 5).read(str(folder / "picture.png"))
+
+
+def test_the_oldest_go_until_the_others_are_few_enough_and_our_own_stay(folder: Path) -> None:
+    for age, name in enumerate(("examples/screen.png", "a/old.png", "c/older.png", "b/new.png")):
+        (folder / name).parent.mkdir()
+        (folder / name).write_bytes(bytes(10))
+        os.utime(folder / name, (1000 - age * (age < 3), 1000 - age * (age < 3)))
+    uploads = Uploads(folder, 1000)
+
+    def left(most_bytes: int) -> set[str]:
+        uploads.drop_oldest(most_bytes, folder / "examples")
+        return {path.name for path in folder.rglob("*.png")}
+
+    everything = {"screen.png", "older.png", "old.png", "new.png", "picture.png"}
+    assert left(36) == everything
+    assert left(35) == everything - {"older.png"}
+    assert left(16) == {"screen.png", "new.png", "picture.png"}
+    assert left(0) == {"screen.png"}
 
 
 @pytest.mark.parametrize(("data", "kind"), [(plain(), ImageRef), (gif(), ImageRef), (clip(frames=2), VideoRef)])

@@ -169,6 +169,9 @@ async def test_a_page_that_is_listed_may_ask_and_read(build: Build) -> None:
     [
         ({}, "evil.example", 403),
         ({}, "localhost", 200),
+        ({"no_auth": True}, "evil.example", 403),
+        ({"no_auth": True}, "localhost:8000", 200),
+        ({"no_auth": True, "allowed_hosts": "a.example"}, "a.example", 200),
         ({"api_key": "sesame"}, "evil.example", 401),
         ({"host": "0.0.0.0", "no_auth": True}, "evil.example", 200),
         ({"host": "0.0.0.0", "no_auth": True, "allowed_hosts": "a.example"}, "evil.example", 403),

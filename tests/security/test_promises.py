@@ -35,6 +35,8 @@ THREATS = {
     "stuck or dead engine": "An engine that is stuck or dead is told, and a dead child is started again",
     "log injection": "No value forges a line of the log, and no prompt is in it",
     "the page reads files": "The page reads its uploads and nothing else",
+    "the page's library fetches": "Gradio, which the page is made of, fetches nothing",
+    "uploads fill the disk": "Uploads do not fill the disk, or the memory under `--tmpfs /tmp`",
     "Ray": "A Ray cluster is closed",
 }
 """What a vision server is attacked with, and the promise of docs/security.md that answers it."""

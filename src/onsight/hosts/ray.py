@@ -183,7 +183,7 @@ class ReplicaLost(Unavailable):
 
 
 class Door:
-    """ASGI middleware: keeps a request's body until its answer begins, so that it can be asked again elsewhere.
+    """ASGI middleware: keeps a request's body, so that until its answer begins it can be asked again elsewhere.
 
     Raises ReplicaLost for an answer that broke off or could not begin, Overloaded for a full queue; the boundary
     around it makes answers and events of them.

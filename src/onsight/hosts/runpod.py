@@ -37,6 +37,8 @@ _ROUTE = re.compile(r"/v1(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+")
 # A job has been taken off RunPod's queue, so a full queue of ours is waited for, but not for ever.
 _PATIENCE_S = 60.0
 _JSON = {"content-type": "application/json"}
+_ENDS = {"text/event-stream": "\n\n", "application/x-ndjson": "\n"}
+"""How the pieces of a stream end, by its media type."""
 _NO_JSON = "the input has NaN, an infinity or half a character (a lone surrogate), which the server does not take"
 
 
@@ -215,13 +217,17 @@ class Worker:
 
 async def _items(asked: Asked, response: httpx.Response) -> AsyncGenerator[Item, None]:
     """What the job yields for the server's answer."""
-    if response.headers.get("content-type", "").startswith("text/event-stream"):
-        pieces = _whole_events(response) if asked.plain else _chunks(asked, response)
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "text/event-stream" or (asked.plain and kind in _ENDS):
+        pieces = _whole_pieces(response, _ENDS[kind]) if asked.plain else _chunks(asked, response)
         async with aclosing(pieces):
             async for item in pieces:
                 yield item
         return
     body = await response.aread()
+    if asked.plain and response.status_code == 200 and kind.startswith("text/"):
+        yield response.text
+        return
     try:
         answer = json.loads(body)
     except ValueError:
@@ -239,13 +245,14 @@ def _error_in(answer: object) -> Mapping[str, object] | None:
     return error if _is_object(error) else None
 
 
-async def _whole_events(response: httpx.Response) -> AsyncGenerator[Item, None]:
-    """The stream's text as it comes, never cut inside an event; what came while RunPod took the last is one item."""
+async def _whole_pieces(response: httpx.Response, end: str) -> AsyncGenerator[Item, None]:
+    """The stream's text as it comes, never cut inside an event or a line, which `end` ends; what came while RunPod took
+    the last is one item."""
     waiting = ""
     async for text in response.aiter_text():
-        whole, end, waiting = (waiting + text).rpartition("\n\n")
-        if end:
-            yield whole + end
+        whole, ended, waiting = (waiting + text).rpartition(end)
+        if ended:
+            yield whole + ended
     if waiting:
         yield waiting
 

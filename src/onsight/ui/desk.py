@@ -38,7 +38,8 @@ VISITOR = ContextVar("VISITOR", default=CALLER)
 class Workplace:
     """What the composition root hands to the page. `door`: for pages that were embedded and are now to be shown.
 
-    `count`: told of each request by its visitor, it raises Overloaded for one too many.
+    `count`: told of each request and upload by its visitor, it raises Overloaded for one too many. `uploads_bytes`: so
+    much of what was uploaded is kept.
     """
 
     roster: Roster
@@ -47,6 +48,7 @@ class Workplace:
     door: MediaDoor
     admission: Admission
     count: Callable[[str], None] | None = None
+    uploads_bytes: int = 512 << 20
 
     @property
     def model(self) -> Loaded:

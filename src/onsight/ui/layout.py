@@ -15,6 +15,7 @@ from onsight.ui.captions_tab import add_captions_tab
 from onsight.ui.chat_tab import add_chat_tab
 from onsight.ui.desk import Desk
 from onsight.ui.locate_tab import add_locate_tab
+from onsight.ui.no_fetching import forbid_fetching
 from onsight.ui.ocr_tab import add_ocr_tab
 from onsight.ui.packaged import packaged
 from onsight.ui.region_tab import add_region_tab
@@ -41,11 +42,16 @@ def mount(app: FastAPI, desk: Desk, max_file_bytes: int) -> asyncio.Event:
 
     What is returned ends, once set, the stream that each open page keeps: Gradio sets it only where itself listens.
     """
+    forbid_fetching()
+    blocks = _blocks(desk)
+    # Else Gradio copies any file of this machine that a request names among the uploads: it looks where one lies only
+    # once it has been launched, and a mounted page never is.
+    blocks.has_launched = True
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Ubuntu", "sans-serif"]
     mono = ["ui-monospace", "Consolas", "monospace"]
     gr.mount_gradio_app(
         app,
-        _blocks(desk),
+        blocks,
         f"/{desk.words.language}",
         footer_links=[],
         run_history=False,

@@ -35,6 +35,11 @@ _ICON = (
     "<ellipse cx='8' cy='8' rx='7.5' ry='5' fill='%232563eb'/><circle cx='8' cy='8' r='3' fill='white'/></svg>\">"
 )
 
+_UPLOAD = "gradio_api/upload"
+
+# What the page's script posts to. Gradio has more: one runs FFmpeg on what it is sent.
+_POSTS = re.compile(rf"{_UPLOAD}|gradio_api/(?:queue/join|run/[^/]+|cancel|reset)")
+
 # What Gradio's page says of itself to other sites, and a file at a path that is not ours.
 _ADVERTISING = re.compile(r'<meta\s+(?:property|name)="(?:og|twitter):[^>]*>|<link rel="manifest"[^>]*>')
 
@@ -50,6 +55,8 @@ class Page:
         self._place = place
         self._folder = folder
         self._max_bytes = max(place.door.limits.max_bytes, place.door.limits.max_video_bytes)
+        self._uploads = Uploads(folder, self._max_bytes)
+        self._examples = folder / "examples"
         self._gate = None if name_of is None else Gate(name_of)
         self._words = {language: load_words(language) for language in LANGUAGES}
         self._app: ASGIApp | None = None
@@ -79,10 +86,9 @@ class Page:
         from onsight.ui.layout import mount
 
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-        uploads = Uploads(self._folder, self._max_bytes)
-        examples = lay_out_examples(self._folder / "examples")
+        examples = lay_out_examples(self._examples)
         for words in self._words.values():
-            self._stops.append(mount(app, Desk(self._place, words, uploads, examples), self._max_bytes))
+            self._stops.append(mount(app, Desk(self._place, words, self._uploads, examples), self._max_bytes))
         return app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,11 +105,26 @@ class Page:
             await PlainTextResponse("what this request says of the page's address (X-Forwarded-Host) is none", 400)(
                 scope, receive, send
             )
+        elif request.method == "POST" and not _POSTS.fullmatch(rest):
+            await PlainTextResponse("the page does not ask for this", 404)(scope, receive, send)
         else:
             scope.setdefault("state", {})["visitor"] = visitor
             await self._started.wait()
             assert self._app is not None
-            await self._app(scope, receive, send if rest else _Cleaned(send, language))
+            if request.method == "POST" and rest == _UPLOAD:
+                await self._take_upload(self._app, scope, receive, send)
+            else:
+                await self._app(scope, receive, send if rest else _Cleaned(send, language))
+
+    async def _take_upload(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Count it, and make room for it afterwards. Raises Overloaded for one too many."""
+        if self._place.count is not None:
+            self._place.count(scope["state"]["visitor"])
+        try:
+            await app(scope, receive, send)
+        finally:
+            # However it ended: Gradio keeps what came of an upload that broke off.
+            await asyncio.to_thread(self._uploads.drop_oldest, self._place.uploads_bytes, self._examples)
 
     def _visitor(self, request: Request) -> str | None:
         """Who looks: the name of their key; without keys, their address."""
