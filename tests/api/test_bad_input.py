@@ -253,6 +253,35 @@ async def test_a_body_that_is_no_json_object_of_a_sane_extent_is_400(bench: Benc
     assert words in response.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+@pytest.mark.parametrize(
+    ("route", "fields", "param"),
+    [
+        (
+            ROUTE,
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"maximum": "HERE"}}}},
+            "response_format.json_schema.schema",
+        ),
+        (ROUTE, {"tools": [tool(parameters={"type": "object", "minimum": "HERE"})]}, "tools.0.function.parameters"),
+        (
+            "/v1/responses",
+            {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"enum": ["HERE"]}}}},
+            "text.format.schema",
+        ),
+    ],
+)
+async def test_a_schema_with_a_number_that_json_has_not_is_400(
+    bench: Bench, route: str, fields: dict[str, object], param: str, number: str
+) -> None:
+    said = {"messages": hello()} if route == ROUTE else {"input": "hello"}
+    body = json.dumps({**said, **fields}).replace('"HERE"', number)
+    async with bench.client() as client:
+        response = await client.post(route, content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+    assert "no JSON" in response.json()["error"]["message"]
+
+
 async def test_a_message_with_commas_by_the_ten_thousand_is_just_long(bench: Bench) -> None:
     assert (await bench.chat(messages=hello("a, [b], " * 40_000), max_tokens=1)).status_code in (200, 400)
     answer = (await bench.chat(messages=hello("," * 100_000), max_tokens=1)).json()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -36,6 +37,19 @@ def never(why: str) -> tuple[BeforeValidator, FieldInfo]:
 def wrong(field: str, why: str) -> PydanticCustomError:
     """A fault in `field` of the object at hand."""
     return PydanticCustomError("wrong", "{why}", {"why": why, "field": field})
+
+
+def _check_numbers(schema: dict[str, object]) -> dict[str, object]:
+    # The parser takes NaN, Infinity and 1e999, which no JSON that is sent on can say.
+    try:
+        json.dumps(schema, allow_nan=False)
+    except ValueError:
+        raise PydanticCustomError("wrong", "it holds NaN or an infinite number, which are no JSON") from None
+    return schema
+
+
+Schema = Annotated[dict[str, object], AfterValidator(_check_numbers)]
+"""A JSON Schema; what it means is the engine's to say."""
 
 
 def _read_pages(value: object) -> object:

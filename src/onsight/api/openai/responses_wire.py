@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from onsight.api.json_body import PART
 from onsight.api.openai.tools import Arguments, FlatTool, FlatToolChoice, Name
-from onsight.api.strict import PageSpans, Strict, never, only, wrong
+from onsight.api.strict import PageSpans, Schema, Strict, never, only, wrong
 
 _NOTHING_KEPT = "nothing is kept here; send the whole conversation as input"
 _TEXT_ONLY = "answers are text and calls only"
@@ -221,7 +221,7 @@ class SchemaFormat(Strict):
 
     type: Literal["json_schema"]
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    schema_: dict[str, object] = Field(alias="schema")
+    schema_: Schema = Field(alias="schema")
     strict: bool | None = None
     description: str | None = Field(None, description="Changes nothing: the model is held to the form, not told of it.")
 

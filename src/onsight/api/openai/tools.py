@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from onsight.api.json_body import PART
-from onsight.api.strict import Strict, wrong
+from onsight.api.strict import Schema, Strict, wrong
 from onsight.core.errors import InvalidRequest
 from onsight.core.tools import NO_PARAMETERS, Tool, ToolChoice, ToolUse
 
@@ -68,7 +68,7 @@ class Function(Strict):
 
     name: Name
     description: str | None = None
-    parameters: Annotated[dict[str, object], AfterValidator(_check_parameters)] | None = None
+    parameters: Annotated[Schema, AfterValidator(_check_parameters)] | None = None
     strict: bool | None = None
 
 

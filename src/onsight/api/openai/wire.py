@@ -10,7 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from onsight.api.json_body import PART
 from onsight.api.openai.tools import ChatToolChoice, FunctionTool, MessageToolCall
-from onsight.api.strict import PageSpans
+from onsight.api.strict import PageSpans, Schema
 from onsight.api.strict import Strict as _Strict
 from onsight.api.strict import never as _never
 from onsight.api.strict import only as _only
@@ -213,7 +213,7 @@ class JsonSchema(_Strict):
     """The answer's form. It is always enforced, whether `strict` asks for that or not."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
-    schema_: dict[str, object] = Field(alias="schema")
+    schema_: Schema = Field(alias="schema")
     strict: bool | None = None
     description: str | None = Field(None, description="Changes nothing: the model is held to the form, not told of it.")
 
