@@ -124,12 +124,18 @@ def stand_in(tmp_path: Path) -> Path:
 
 def test_vllm_is_run_as_a_child_and_ends_with_the_server(stand_in: Path) -> None:
     flags = ("org/some-model", "--engine", "vllm", "--vllm-args=--tensor-parallel-size 2", "--max-num-seqs", "3")
+    flags += ("--max-model-len", "2048")  # it says 4096, which may be so of one that was told
     with served(*flags, ONSIGHT_VLLM=str(stand_in)) as server:
         answer = ask(server.url, picture()).json()
         assert answer["model"] == "org/some-model"
         assert answer["choices"][0]["message"]["content"] == "Hello you"
         wait_until(lambda: "stand-in for tests" in server.log())
-        for told in ("--tensor-parallel-size 2", "--max-num-seqs 3", "--generation-config vllm"):
+        for told in (
+            "--tensor-parallel-size 2",
+            "--max-num-seqs 3",
+            "--max-model-len 2048",
+            "--generation-config vllm",
+        ):
             assert told in server.log()
         assert "engine vllm: as asked for" in server.log()
         (child,) = psutil.Process(server.process.pid).children()
@@ -152,12 +158,13 @@ def test_ones_own_llama_server_is_run_as_a_child_with_our_options(tmp_path: Path
     model = write(tmp_path / "own.gguf", "llama")
     mmproj = write_mmproj(tmp_path / "mmproj-own.gguf", "mlp", 8)
     program = executable(tmp_path / "llama-server", "stand_in_llama")
-    with served(str(model), "--llama-server", str(program), "--max-num-seqs", "3", "--threads", "2") as server:
+    few = ("--max-num-seqs", "3", "--threads", "2")
+    with served(str(model), "--llama-server", str(program), "--max-model-len", "32", *few) as server:
         answer = ask(server.url, picture()).json()
         assert answer["model"] == "own"
         assert answer["choices"][0]["message"]["content"] == "Hello you"
         wait_until(lambda: "stand-in for tests" in server.log())
-        for told in (f"--model {model}", f"--mmproj {mmproj}", f"--ctx-size {3 * 64}", "--parallel 3", "--threads 2"):
+        for told in (f"--model {model}", f"--mmproj {mmproj}", f"--ctx-size {3 * 32}", "--parallel 3", "--threads 2"):
             assert told in server.log()
         (child,) = psutil.Process(server.process.pid).children()
         os.kill(child.pid, signal.SIGKILL)

@@ -195,7 +195,7 @@ def _llama(settings: Settings) -> Chosen:
         return Chosen(UpstreamEngine(Address(server, key=settings.upstream_key), Watch(server), upstream), card, name)
     _refuse(settings, ("upstream_key",), "a llama.cpp of our own")
     options = _llama_options(settings, model)
-    upstream = replace(upstream, slots=options.slots)
+    upstream = replace(upstream, slots=options.slots, ours=True)
     if server is None:
         llama.require_library()
     address, command = llama.worker(options) if server is None else llama.own_server(server, options)
@@ -233,7 +233,7 @@ def _vllm(settings: Settings) -> Chosen:
     options = vllm.VllmOptions(settings.model, settings.revision, settings.max_model_len, slots, settings.vllm_args)
     address, command = vllm.vllm_server(settings.vllm, options)
     tools = "--enable-auto-tool-choice" in settings.vllm_args
-    upstream = replace(_upstream_settings(settings), calls_tools=tools)
+    upstream = replace(_upstream_settings(settings), calls_tools=tools, ours=True)
     card = _card_of_others(settings.model, tools=tools)
     return Chosen(UpstreamEngine(address, _child(settings, command), upstream), card, settings.model)
 

@@ -69,7 +69,7 @@ def drops() -> Play:
 class Scripted:
     """Plays `plays` one after another, then `usual` ones. `bodies`: what was asked; `left`: how often a client left.
 
-    `pages`: what other routes answer, by their path.
+    `pages`: what other routes answer, by their path; `told`: what they were asked last.
     """
 
     url: str = ""
@@ -80,6 +80,7 @@ class Scripted:
     models_status: int = 200
     left: int = 0
     pages: dict[str, Play] = field(default_factory=dict)
+    told: dict[str, dict[str, object]] = field(default_factory=dict)
     usual: Play = GOOD
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -89,6 +90,7 @@ class Scripted:
             length = next((int(line.split(":")[1]) for line in head.split("\r\n") if line.startswith("content-l")), 0)
             body = await reader.readexactly(length)
             if (path := head.split()[1]) in self.pages:
+                self.told[path] = json.loads(body or b"{}")
                 await self.pages[path](writer)
             elif path == "/v1/models":
                 model = {"id": self.model, "owned_by": self.owner, "max_model_len": 4096}

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -120,6 +121,43 @@ async def test_a_steady_life_ends_the_row(caplog: pytest.LogCaptureFixture) -> N
         record.args[2] for record in caplog.records if isinstance(record.args, tuple) and "again in" in record.msg
     }
     assert pauses == {0.05}
+
+
+async def test_a_steady_life_ends_a_row_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    child = running("import time; time.sleep(60)", Patience(stop_s=0.5, pause_s=0.05, steady_s=1.0))
+    await child.start(nothing, nothing)
+    async with asyncio.timeout(30):
+        for lived_s in (0, 0, 0, 1.2):
+            await asyncio.sleep(lived_s)
+            restarts, process = child.restarts_total, child.process_id
+            assert process is not None
+            os.kill(process, signal.SIGKILL)
+            while child.restarts_total == restarts or child.state != "ready":
+                await asyncio.sleep(0.005)
+    await child.close()
+    pauses = [
+        record.args[2] for record in caplog.records if isinstance(record.args, tuple) and "again in" in record.msg
+    ]
+    assert pauses == [0.05, 0.1, 0.2, 0.05]
+
+
+async def test_a_frozen_child_ends_though_closing_comes_while_it_is_being_stopped() -> None:
+    async def silent() -> None:
+        raise Unavailable("no word")
+
+    child = running("import time; time.sleep(60)", Patience(stop_s=1.0, probe_s=0.01, stall_s=0.05))
+    await child.start(nothing, silent)
+    process = psutil.Process(child.process_id)
+    os.kill(process.pid, signal.SIGSTOP)  # SIGTERM alone does not end it
+    try:
+        async with asyncio.timeout(20):
+            while child.state != "stalled":
+                await asyncio.sleep(0.005)
+            await child.close()
+        assert not process.is_running()
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 async def test_its_lines_are_logged_and_the_first_line_reaches_it(caplog: pytest.LogCaptureFixture) -> None:

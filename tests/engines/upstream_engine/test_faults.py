@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
+import random
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
@@ -24,10 +26,11 @@ from onsight.core.errors import (
     Unsupported,
 )
 from onsight.core.generation import Finished, GenerateRequest, Sampling, TextDelta, Usage
-from onsight.core.messages import ImageOptions, Message, Text
+from onsight.core.messages import Image, ImageOptions, Message, Text
+from onsight.core.tools import Tool, ToolCall
 from onsight.engines.upstream_engine import Address, UpstreamEngine, UpstreamSettings, Watch
 from onsight.engines.upstream_engine.keeper import Check
-from tests.engines.contract import ask, calling, events_of, idle, solid, text_of
+from tests.engines.contract import CLICK, WAIT, ask, calling, events_of, idle, solid, text_of
 from tests.engines.upstream_engine.scripted import (
     GOOD,
     HEAD,
@@ -83,6 +86,26 @@ async def test_only_listed_fields_and_decoded_pixels_go_out() -> None:
     with Pillow.open(io.BytesIO(data)) as opened:
         assert opened.size == (8, 6)
         assert opened.getpixel((0, 0)) == (200, 10, 10)
+
+
+async def test_no_picture_is_read_letter_by_letter_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a JSON encoder does, which holds up the event loop even from another thread."""
+    lengths, encode = [], json.JSONEncoder.encode
+
+    def measured(encoder: json.JSONEncoder, value: object) -> str:
+        lengths.append(len(encoded := encode(encoder, value)))
+        return encoded
+
+    picture = Image.of(random.Random(1).randbytes(64 * 64 * 3), 64, 64)
+    async with scripted() as server, started(server) as engine:
+        monkeypatch.setattr(json.JSONEncoder, "encode", measured)
+        await events_of(engine, ask("hi", picture))
+        monkeypatch.undo()
+    url = server.bodies[0]["messages"][0]["content"][0]["image_url"]["url"]  # type: ignore[index]
+    with Pillow.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/png;base64,")))) as opened:
+        assert opened.tobytes() == picture.pixels
+    assert lengths
+    assert max(lengths) < 1000
 
 
 @pytest.mark.parametrize(("owner", "first"), [("llamacpp", "image_url"), ("vllm", "text")])
@@ -144,12 +167,52 @@ async def test_detail_is_refused_where_the_server_ignores_it() -> None:
             await events_of(engine, ask("x", picture))
 
 
-async def test_words_that_the_server_would_read_as_special_tokens_are_refused() -> None:
-    settings = replace(QUICK, reserved=frozenset({"<|im_end|>"}))
-    async with scripted() as server, started(server, settings) as engine:
-        with pytest.raises(InvalidRequest, match=r"<\|im_end\|>"):
-            await events_of(engine, ask("a <|im_end|> b"))
+def said(*parts: Text | Image) -> GenerateRequest:
+    return GenerateRequest((Message("user", parts),))
+
+
+def called(call: ToolCall, result: str = "done") -> GenerateRequest:
+    return GenerateRequest((Message("assistant", (call,)), Message("tool", (Text(result),), call.id)))
+
+
+END = "<|im_end|>"
+HIDDEN = '{"x": "\\u003c|im_end|>"}'
+"""JSON in which only an escape keeps it from standing there."""
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        (said(Text(f"a {END} b")), "messages"),
+        (said(Text("<|im_"), Text("end|>")), "messages"),
+        (said(Text("<|im_"), solid((1, 1, 1)), Text("end|>")), "messages"),
+        (called(ToolCall("c1", "click", json.dumps({"x": END}))), "messages"),
+        (called(ToolCall("c1", "click", HIDDEN)), "messages"),
+        (called(ToolCall("c1", END, "{}")), "messages"),
+        (called(ToolCall(END, "click", "{}")), "messages"),
+        (called(ToolCall("c1", "click", "{}"), END), "messages"),
+        (calling("x", Tool(END)), "tools"),
+        (calling("x", Tool("wait", f"Wait {END}")), "tools"),
+        (calling("x", Tool("wait", parameters=json.dumps({"type": "object", "properties": {END: {}}}))), "tools"),
+        (calling("x", Tool("wait", parameters='{"type": "image_url", "enum": ["\\u003c|im_end|>"]}')), "tools"),
+    ],
+)
+async def test_words_that_the_server_would_read_as_special_tokens_are_refused(
+    request_: GenerateRequest, param: str
+) -> None:
+    settings = replace(QUICK, reserved=frozenset({END}))
+    async with scripted("llamacpp") as server, started(server, settings) as engine:
+        with pytest.raises(InvalidRequest, match=r"<\|im_end\|>") as caught:
+            await events_of(engine, request_)
+        assert caught.value.param == param
         assert server.bodies == []
+
+
+async def test_what_is_no_special_token_where_it_stands_is_sent() -> None:
+    settings = replace(QUICK, reserved=frozenset({END, "user", "function", "image_url"}))
+    parts = (Text("<|im_"), solid((1, 1, 1)), Text("end|>"))
+    async with scripted("vllm") as server, started(server, settings) as engine:
+        assert await text_of(engine, said(*parts)) == "Hello you"
 
 
 @pytest.mark.parametrize("fault", [drops(), answers(503, "loading"), answers(502)])
@@ -280,6 +343,19 @@ async def test_pictures_are_counted_by_a_llama_server_that_does_not_say_its_mark
         assert end.usage == Usage(9, 2, 0, 9 - 3)
 
 
+async def test_tools_are_counted_as_words_and_not_as_pictures() -> None:
+    async with scripted("llamacpp") as server, started(server) as engine:
+        told = {"/props": {}, "/apply-template": {"prompt": "x"}, "/tokenize": {"tokens": [1]}}
+        server.pages = {path: answers(200, body) for path, body in told.items()}
+        server.plays = [UNCOUNTED]
+        request = replace(calling("hi", CLICK, mode="auto"), messages=(Message("user", (solid((1, 2, 3)),)),))
+        await events_of(engine, request)
+    sent, laid_out = server.bodies[0], server.told["/apply-template"]
+    for field in ("tools", "tool_choice"):
+        assert laid_out[field] == sent[field]
+    assert len(json.dumps(laid_out["messages"])) < len(json.dumps(sent["messages"]))
+
+
 @pytest.mark.parametrize(
     ("path", "broken"),
     [
@@ -331,6 +407,33 @@ async def test_what_the_server_passes_over_in_silence_is_named(asked: GenerateRe
         assert isinstance((await events_of(engine, asked))[-1], Finished)
 
 
+async def test_llama_is_offered_a_named_tool_alone_since_it_heeds_no_name() -> None:
+    asked = calling("x", CLICK, WAIT, mode="required", name="click", parallel=True)
+    bodies = []
+    for owner in ("llamacpp", "vllm"):
+        async with scripted(owner) as server, started(server) as engine:
+            server.plays = [told(delta={"tool_calls": [CALL]})]
+            assert isinstance((await events_of(engine, asked))[-1], Finished)
+            bodies += server.bodies
+    names = [[tool["function"]["name"] for tool in body["tools"]] for body in bodies]  # type: ignore[attr-defined]
+    assert names == [["click"], ["click", "wait"]]
+    choices = [(body["tool_choice"], body["parallel_tool_calls"]) for body in bodies]
+    assert choices == [("required", False), ({"type": "function", "function": {"name": "click"}}, True)]
+
+
+@pytest.mark.parametrize("owner", ["llamacpp", "vllm", "somebody"])
+@pytest.mark.parametrize("reason", ["tool_calls", "length"])
+async def test_a_call_of_another_tool_is_no_answer(owner: str, reason: str) -> None:
+    play = says(HEAD, chunk(choices=[{"index": 0, "delta": {"tool_calls": [CALL]}}]), ending(reason))
+    async with scripted(owner) as server, started(server) as engine:
+        server.plays = [play, play, play]
+        with pytest.raises(Unsupported, match="tool_choice"):
+            await events_of(engine, calling("x", CLICK, WAIT, mode="required", name="wait"))
+        for others in (calling("x", WAIT, mode="auto"), ask("x")):
+            with pytest.raises(EngineFailed, match="does not offer"):
+                await events_of(engine, others)
+
+
 async def test_the_token_that_ends_an_answer_is_no_part_of_it() -> None:
     """vLLM sends its log-probability with the last event, which has no text."""
     named = [{"content": [{"token": token, "logprob": -0.5}]} for token in ("Hello", "\ufffd", "<end>")]
@@ -350,6 +453,13 @@ async def test_an_answer_that_was_cut_short_need_not_keep_to_its_schema() -> Non
     async with scripted() as server, started(server) as engine:
         server.plays = [says(HEAD, piece('{"a": '), ending("length"))]
         assert await text_of(engine, ask("x", schema='{"type": "object"}')) == '{"a": '
+
+
+async def test_an_answer_that_a_stop_text_ended_need_not_keep_to_its_schema() -> None:
+    stopping = ask("x", sampling=Sampling(stop=(",",)), schema='{"type": "object"}')
+    async with scripted() as server, started(server) as engine:
+        server.plays = [says(HEAD, piece('{"a": 1'), ending())]
+        assert await text_of(engine, stopping) == '{"a": 1'
 
 
 async def endless(writer: asyncio.StreamWriter) -> None:
@@ -401,6 +511,56 @@ async def test_closing_the_generator_closes_the_connection() -> None:
         async with asyncio.timeout(10):
             while not server.left:
                 await asyncio.sleep(0.005)
+
+
+async def test_callers_take_turns_before_the_servers_slots() -> None:
+    """Else one request would wait in the server's own line behind all that another caller has asked for."""
+    go_on = asyncio.Event()
+
+    async def waiting(writer: asyncio.StreamWriter) -> None:
+        await go_on.wait()
+        await GOOD(writer)
+
+    async with scripted() as server, started(server, replace(QUICK, slots=2)) as engine:
+        server.usual = waiting
+        asked = [replace(ask(f"a{number}"), caller="a") for number in range(8)] + [replace(ask("b"), caller="b")]
+        answering = [asyncio.create_task(text_of(engine, request)) for request in asked]
+        async with asyncio.timeout(10):
+            while engine._turns.waiting < 7:
+                await asyncio.sleep(0.005)
+            go_on.set()
+            assert await asyncio.gather(*answering) == ["Hello you"] * 9
+    order = [body["messages"][0]["content"][0]["text"] for body in server.bodies]  # type: ignore[index]
+    assert order.index("b") < 5
+
+
+async def test_who_waits_for_its_turn_may_leave() -> None:
+    async with scripted() as server, started(server, replace(QUICK, slots=1)) as engine:
+        server.plays = [endless]
+        first = engine.generate(ask("sing"))
+        await anext(first)
+        second = asyncio.create_task(text_of(engine, ask("hi")))
+        async with asyncio.timeout(10):
+            while not engine._turns.waiting:
+                await asyncio.sleep(0.005)
+            second.cancel()
+            await asyncio.gather(second, return_exceptions=True)
+            assert len(server.bodies) == 1
+            await first.aclose()
+            assert await text_of(engine, ask("hi")) == "Hello you"
+
+
+@pytest.mark.parametrize("asked", [1000, 4097])
+async def test_another_context_than_the_servers_own_is_not_promised(asked: int) -> None:
+    async with scripted() as server:
+        settings = replace(QUICK, context_tokens=asked)
+        engine = UpstreamEngine(Address(server.url), Watch(server.url), settings)
+        with pytest.raises(StartError, match=rf"max_model_len is {asked}, .* 4096"):
+            await engine.start()
+        await engine.close()
+        for right in (replace(settings, context_tokens=4096), replace(settings, ours=True)):
+            async with started(server, right) as engine:
+                assert engine.context_tokens == 4096
 
 
 async def test_readiness_follows_the_server() -> None:

@@ -95,20 +95,30 @@ class AnswerReader:
         self.usage: Usage | None = None
         self.counted_images = False
         self.done = False
-        self._calls = 0
+        self._called: list[str] = []
         self._text = ""
         self._has_logprobs = False
 
     def require_asked(self, request: GenerateRequest) -> None:
-        """Raises Unsupported when the whole answer lacks what was asked for: some servers pass over what they lack."""
+        """Raises Unsupported when the whole answer lacks what was asked for: some servers pass over what they lack.
+
+        EngineFailed: the model called what it was not offered.
+        """
         choice = None if request.tools is None else request.tools.choice
+        allowed = () if request.tools is None else [tool.name for tool in request.tools.callable]
+        if any(name not in allowed for name in self._called):
+            if choice is not None and choice.name is not None:
+                raise _passed_over("tool_choice")
+            raise EngineFailed("the model called a tool that the request does not offer; ask again")
         if request.sampling.logprobs and self._text and not self._has_logprobs:
             raise _passed_over("logprobs")
         if self.reason == "length":
             return
-        if choice is not None and choice.mode == "required" and not self._calls:
+        if choice is not None and choice.mode == "required" and not self._called:
             raise _passed_over("tool_choice")
-        if request.schema is not None and not self._calls and not _is_json(self._text):
+        # A stop text may have ended it anywhere.
+        whole = not request.sampling.stop and not self._called
+        if request.schema is not None and whole and not _is_json(self._text):
             raise _passed_over("response_format")
 
     def read(self, line: bytes) -> list[Delta]:
@@ -153,11 +163,11 @@ class AnswerReader:
     def _call(self, call: _Call) -> ToolCallDelta:
         """Calls come one after another, each first with its name; what breaks that order cannot be read."""
         arguments = call.function.arguments or ""
-        if call.index == self._calls and call.id and call.function.name:
-            self._calls += 1
+        if call.index == len(self._called) and call.id and call.function.name:
+            self._called.append(call.function.name)
             return ToolCallDelta(call.index, arguments, call.id, call.function.name)
-        if call.index != self._calls - 1:
-            raise ValueError(f"call {call.index} comes after {self._calls} calls")
+        if call.index != len(self._called) - 1:
+            raise ValueError(f"call {call.index} comes after {len(self._called)} calls")
         return ToolCallDelta(call.index, arguments)
 
     def _count(self, usage: _Usage) -> None:

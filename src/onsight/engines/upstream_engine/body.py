@@ -5,6 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import secrets
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image as Pillow
@@ -17,14 +20,31 @@ from onsight.engines.upstream_engine.dialect import Dialect
 
 _FAST = 1
 """zlib's level for pictures that travel inside one machine: the smallest effort that still shrinks flat areas."""
+_PICTURE = secrets.token_hex(16)
+"""Stands for a picture while a body is written: base64 too, and nobody outside can write it into a text."""
 
 
-def write_body(request: GenerateRequest, dialect: Dialect, model: str) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What is posted, as bytes. `fields`: the same as a table, with a few bytes in place of each picture."""
+
+    fields: dict[str, Any]
+    content: bytes
+
+
+def write_body(request: GenerateRequest, dialect: Dialect, model: str, reserved: frozenset[str] = frozenset()) -> Body:
     """The body of POST /v1/chat/completions, always streamed; encodes pictures, so not for the event loop.
 
-    Raises InvalidRequest, or Unsupported for what that kind of server would not honour.
+    `reserved`: words that the prompt must not hold. Raises InvalidRequest, or Unsupported for what that kind of server
+    would not honour.
     """
-    body: dict[str, Any] = {
+    fields = _fields(request, dialect, model)
+    _require_plain(fields, reserved)
+    return Body(fields, _fill(fields, [image for message in request.messages for image in message.images]))
+
+
+def _fields(request: GenerateRequest, dialect: Dialect, model: str) -> dict[str, Any]:
+    fields: dict[str, Any] = {
         "model": model,
         "messages": [_message(message, dialect) for message in request.messages],
         "stream": True,
@@ -34,20 +54,62 @@ def write_body(request: GenerateRequest, dialect: Dialect, model: str) -> dict[s
     }
     if request.schema is not None:
         schema = {"name": "answer", "strict": True, "schema": _schema(request.schema, "response_format")}
-        body["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return body if request.tools is None else body | _tools(request.tools)
+        fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return fields if request.tools is None else fields | _tools(request.tools, dialect)
 
 
-def without_pixels(body: dict[str, Any]) -> dict[str, Any]:
-    """The body's messages with a few bytes in place of each picture, to have its words laid out and counted."""
-    messages = [
-        {**message, "content": [_hollow(part) for part in message["content"] or ()]} for message in body["messages"]
-    ]
-    return {"messages": messages}
+def _require_plain(fields: dict[str, Any], reserved: frozenset[str]) -> None:
+    """Raises InvalidRequest when one of the words stands in what others wrote of the prompt."""
+    if not reserved:
+        return
+    functions = [list(tool["function"].values()) for tool in fields.get("tools", ())]
+    for param, written in (("messages", _said(fields["messages"])), ("tools", _texts(functions))):
+        words = "\0".join(written)
+        found = next((word for word in reserved if word in words), None)
+        if found is not None:
+            raise InvalidRequest(
+                f"a text holds {found!r}, which this model's server would read as a special token: write it in another"
+                " way",
+                param=param,
+            )
 
 
-def _hollow(part: dict[str, Any]) -> dict[str, Any]:
-    return {**part, "image_url": {"url": "data:image/png;base64,AA=="}} if part["type"] == "image_url" else part
+def _said(messages: list[dict[str, Any]]) -> Iterator[str]:
+    """The messages' texts as they go out, their calls and what these answer."""
+    for message in messages:
+        yield from (part["text"] for part in message["content"] or () if part["type"] == "text")
+        yield message.get("tool_call_id", "")
+        for call in message.get("tool_calls", ()):
+            name, arguments = call["function"]["name"], call["function"]["arguments"]
+            yield from (call["id"], name, arguments)
+            # Some templates write not the text but what it means, in which no escape hides a word.
+            yield from _texts(_table(arguments, "a call's arguments are", "messages"))
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Every text in a JSON value, the names of its fields too."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, dict):
+            waiting += [*item, *item.values()]
+        elif isinstance(item, list):
+            waiting += item
+
+
+def _fill(fields: dict[str, Any], images: Iterable[Image]) -> bytes:
+    """The fields as JSON, with the pictures in their places.
+
+    Past the encoder, which would look for what to escape letter by letter, and let no other thread run meanwhile.
+    """
+    text = json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    first, *others = text.encode().split(_PICTURE.encode())
+    pieces = [first]
+    for image, other in zip(images, others, strict=True):
+        pieces += [_png(image), other]
+    return b"".join(pieces)
 
 
 def _sampling(sampling: Sampling, dialect: Dialect) -> dict[str, Any]:
@@ -74,7 +136,7 @@ def _sampling(sampling: Sampling, dialect: Dialect) -> dict[str, Any]:
     return fields
 
 
-def _tools(use: ToolUse) -> dict[str, Any]:
+def _tools(use: ToolUse, dialect: Dialect) -> dict[str, Any]:
     functions = [
         {
             "name": tool.name,
@@ -83,19 +145,30 @@ def _tools(use: ToolUse) -> dict[str, Any]:
         }
         for tool in use.tools
     ]
+    named = use.choice.name
+    if named is not None and not dialect.named_choice:
+        functions = [function for function in functions if function["name"] == named]
     fields: dict[str, Any] = {"tools": [{"type": "function", "function": function} for function in functions]}
-    named = {"type": "function", "function": {"name": use.choice.name}}
-    fields["tool_choice"] = use.choice.mode if use.choice.name is None else named
+    if named is None:
+        fields["tool_choice"] = use.choice.mode
+    elif dialect.named_choice:
+        fields["tool_choice"] = {"type": "function", "function": {"name": named}}
+    else:  # one call, as a choice by name means
+        return fields | {"tool_choice": "required", "parallel_tool_calls": False}
     return fields if use.parallel is None else fields | {"parallel_tool_calls": use.parallel}
 
 
 def _schema(text: str, param: str | None) -> dict[str, Any]:
+    return _table(text, "the JSON schema is", param)
+
+
+def _table(text: str, what: str, param: str | None) -> dict[str, Any]:
     try:
         table = json.loads(text)
     except ValueError:
         table = None
     if not isinstance(table, dict):
-        raise InvalidRequest("the JSON schema is not a JSON object", param=param)
+        raise InvalidRequest(f"{what} not a JSON object", param=param)
     return table
 
 
@@ -150,7 +223,12 @@ def _image(image: Image, dialect: Dialect) -> dict[str, str]:
             raise Unsupported(f"{name} is not honoured by this model's server; leave it out", param=name)
     if options.detail != "auto" and not dialect.detail:
         raise Unsupported(f"detail {options.detail!r} is not honoured by this model's server", param="detail")
+    url = f"data:image/png;base64,{_PICTURE}"
+    return {"url": url, "detail": options.detail} if dialect.detail else {"url": url}
+
+
+def _png(image: Image) -> bytes:
+    """The picture as a PNG, in base64."""
     buffer = io.BytesIO()
     Pillow.frombytes("RGB", (image.width, image.height), image.pixels).save(buffer, "PNG", compress_level=_FAST)
-    url = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return {"url": url, "detail": options.detail} if dialect.detail else {"url": url}
+    return base64.b64encode(buffer.getvalue())

@@ -129,12 +129,13 @@ class Child:
         while True:
             began_s = time.monotonic()
             fault = await self._until_it_fails(life, probe)
-            steady = time.monotonic() - began_s >= self._patience.steady_s
+            if time.monotonic() - began_s >= self._patience.steady_s:
+                pause_s = self._patience.pause_s
             log.error("%s %s; starting it again in %.1f s", self._command.name, fault, pause_s)
             await self._stop()
             self.state = "loading"
             await asyncio.sleep(pause_s)
-            pause_s = self._patience.pause_s if steady else min(2 * pause_s, self._patience.longest_pause_s)
+            pause_s = min(2 * pause_s, self._patience.longest_pause_s)
             self.restarts_total += 1
             try:
                 life = await self._launch()
@@ -203,9 +204,9 @@ class Child:
         raise StartError(f"{name} ended with {life.process.returncode} before it was ready; its last words: {said}")
 
     async def _stop(self) -> None:
-        if self._life is None:
+        life = self._life
+        if life is None:
             return
-        life, self._life = self._life, None
         _signal(life.process.pid, signal.SIGTERM)
         await _wait(life.process, self._patience.stop_s)
         if life.process.returncode is None:
@@ -215,6 +216,9 @@ class Child:
         await _wait(life.process, self._patience.stop_s)
         await asyncio.wait({life.logging}, timeout=1)
         life.logging.cancel()
+        # Last: a stop that is cancelled leaves it to the next one.
+        if self._life is life:
+            self._life = None
 
 
 async def _wait(process: asyncio.subprocess.Process, seconds: float) -> None:

@@ -34,6 +34,8 @@ _CONNECT_S = 5.0
 _MEDIA_MARKER = "<__media__>"
 """What stands for a picture in llama.cpp's builds that do not say it."""
 _WRITE_S = 60.0
+_CHAT = "/v1/chat/completions"
+_JSON = {"content-type": "application/json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +103,12 @@ class Connection:
             "image" in sees if isinstance(sees, list) else None,
         )
 
-    async def stream(self, body: dict[str, Any], reader: AnswerReader) -> AsyncGenerator[Delta, None]:
-        """Send one request; its text as it comes, while `reader` gathers the rest. Closing it closes the connection,
-        which is how an upstream is told to stop. Raises Unreached before the model saw it, RequestError."""
+    async def stream(self, content: bytes, reader: AnswerReader) -> AsyncGenerator[Delta, None]:
+        """Send one request, which is JSON; its text as it comes, while `reader` gathers the rest. Closing it closes the
+        connection, which is how an upstream is told to stop. Raises Unreached before the model saw it, RequestError."""
         begun = False
         try:
-            async with self._http.stream("POST", "/v1/chat/completions", json=body) as response:
+            async with self._http.stream("POST", _CHAT, content=content, headers=_JSON) as response:
                 if response.status_code != 200:
                     raise await _refusal(response)
                 async with aclosing(_lines(response)) as lines:
@@ -120,10 +122,10 @@ class Connection:
         if not reader.done or reader.reason is None:
             raise EngineFailed("the model's server broke off in the middle of the answer; ask again")
 
-    async def count_words(self, messages: dict[str, Any]) -> int:
-        """How many tokens of the prompt are not pictures, by llama.cpp's own tokenizer. Raises RequestError."""
+    async def count_words(self, fields: dict[str, Any]) -> int:
+        """How many tokens of a request's prompt are not pictures, by llama.cpp's own tokenizer. Raises RequestError."""
         properties = await self._json("GET", "/props")
-        laid_out = await self._json("POST", "/apply-template", messages)
+        laid_out = await self._json("POST", "/apply-template", fields)
         pieces = str(laid_out.get("prompt")).split(str(properties.get("media_marker", _MEDIA_MARKER)))
         found = await self._json("POST", "/tokenize", {"content": pieces, "add_special": True, "parse_special": True})
         tokens = found.get("tokens")

@@ -13,7 +13,7 @@ class Dialect:
     `neutral`: fields that switch off what it would add to sampling by its own defaults. `top_k`, `detail`: whether it
     honours that option. `images_first`: it reuses prompts only from their start on, so that pictures should stand
     there. `least_top`: the fewest `top_logprobs` with which it reports any. `names_images`: it keeps pictures by a name
-    that we give them. `counts_text`: it can count a prompt's words.
+    that we give them. `counts_text`: it can count a prompt's words. `named_choice`: it heeds a `tool_choice` by name.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Dialect:
     least_top: int = 0
     names_images: bool = False
     counts_text: bool = False
+    named_choice: bool = True
 
 
 _PENALISED = 65_536
@@ -38,6 +39,7 @@ LLAMA = Dialect(
     images_first=True,
     least_top=1,
     counts_text=True,
+    named_choice=False,
 )
 
 VLLM = Dialect("vllm", neutral={"min_p": 0.0, "repetition_penalty": 1.0}, top_k=True, names_images=True)

@@ -23,8 +23,9 @@ from onsight.core.generation import Event, Finished, GenerateRequest, Sampling, 
 from onsight.core.geometry import View
 from onsight.core.messages import Message, Text
 from onsight.core.tools import ToolCall
+from onsight.core.turns import Turns
 from onsight.engines.upstream_engine.answer import GARBAGE, AnswerReader
-from onsight.engines.upstream_engine.body import without_pixels, write_body
+from onsight.engines.upstream_engine.body import Body, write_body
 from onsight.engines.upstream_engine.connection import Address, Connection, Facts, Unreached
 from onsight.engines.upstream_engine.keeper import Keeper
 
@@ -37,11 +38,12 @@ _ASK_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class UpstreamSettings:
-    """`context_tokens`: for a server that does not say; `slots`: requests that it answers at once.
+    """`context_tokens`: for a server that does not say; `slots`: requests that are sent to it at once.
 
     `silence_s`: longest time without a byte from it. `retry_pause_s`: before the second try, twice that before the
     third. `reserved`: texts that it would read as special tokens; a request with one of them is refused.
     `calls_tools`: whether it can be told of tools. `model`: the one of its models that is meant; None is the first.
+    `ours`: it was started by us, with `context_tokens`; of anybody else's no number but its own can be promised.
     """
 
     context_tokens: int | None = None
@@ -51,6 +53,7 @@ class UpstreamSettings:
     reserved: frozenset[str] = frozenset()
     calls_tools: bool = True
     model: str | None = None
+    ours: bool = False
 
 
 class UpstreamEngine:
@@ -63,6 +66,7 @@ class UpstreamEngine:
         self._connection = Connection(address, self._settings.silence_s)
         self._facts: Facts | None = None
         self._closed = False
+        self._turns = Turns(self._settings.slots)
         self._live: dict[asyncio.Task[None], asyncio.Queue[Event | RequestError]] = {}
         self._prompt_tokens_total = 0
         self._cached_tokens_total = 0
@@ -132,7 +136,9 @@ class UpstreamEngine:
         tries, pause_s = _TRIES, self._settings.retry_pause_s
         while True:
             try:
-                async with aclosing(self._connection.stream(body, reader)) as deltas:
+                # A turn for each try: who waits for the server's return keeps nobody's place.
+                turn = self._turns.turn(request.caller)
+                async with turn, aclosing(self._connection.stream(body.content, reader)) as deltas:
                     async for delta in deltas:
                         self._steps_total += 1
                         mailbox.put_nowait(delta)
@@ -155,9 +161,7 @@ class UpstreamEngine:
                 ) from None
         mailbox.put_nowait(await self._finish(request, facts, body, reader))
 
-    async def _finish(
-        self, request: GenerateRequest, facts: Facts, body: dict[str, object], reader: AnswerReader
-    ) -> Finished:
+    async def _finish(self, request: GenerateRequest, facts: Facts, body: Body, reader: AnswerReader) -> Finished:
         usage = reader.usage
         if usage is None or reader.reason is None:
             raise EngineFailed(f"{GARBAGE} (it counted no tokens)")
@@ -170,9 +174,9 @@ class UpstreamEngine:
         # Its size inside the server is not known; cards whose coordinates depend on it do not point here.
         return Finished(reader.reason, usage, tuple(View(image.size, image.size) for image in images))
 
-    async def _count_images(self, usage: Usage, body: dict[str, object]) -> Usage:
+    async def _count_images(self, usage: Usage, body: Body) -> Usage:
         try:
-            words = await self._connection.count_words(without_pixels(body))
+            words = await self._connection.count_words(body.fields)
         except RequestError as error:  # the answer is whole, and worth more than this number
             log.warning("the pictures' tokens could not be counted: %s", error)
             return usage
@@ -200,18 +204,9 @@ class UpstreamEngine:
                 param="messages" if request.tools is None else "tools",
             )
 
-    def _write(self, request: GenerateRequest, facts: Facts) -> dict[str, object]:
+    def _write(self, request: GenerateRequest, facts: Facts) -> Body:
         """In a thread: the request's body. Raises InvalidRequest, also for texts that would not be plain words."""
-        for message in request.messages:
-            for part in message.parts:
-                found = [word for word in self._settings.reserved if isinstance(part, Text) and word in part.text]
-                if found:
-                    raise InvalidRequest(
-                        f"a text holds {found[0]!r}, which this model's server would read as a special token: write it"
-                        " in another way",
-                        param="messages",
-                    )
-        return write_body(request, facts.dialect, facts.model)
+        return write_body(request, facts.dialect, facts.model, self._settings.reserved)
 
     async def _probe(self) -> None:
         """Return once the server answers or goes on with an answer: one that writes many may let other questions wait.
@@ -232,11 +227,17 @@ class UpstreamEngine:
         facts = await self._connection.facts(self._settings.model, self._settings.context_tokens)
         if facts.context_tokens is None:
             raise StartError("the model's server does not say how many tokens it holds: set --max-model-len")
+        asked = self._settings.context_tokens
+        if not self._settings.ours and asked not in (None, facts.context_tokens):
+            raise StartError(
+                f"max_model_len is {asked}, but the model's server holds {facts.context_tokens} tokens, and prompts are"
+                " counted there alone: leave it out, and set what the server itself holds"
+            )
         request = GenerateRequest((Message("user", (Text("Hello"),)),), Sampling(max_tokens=1, temperature=0.0))
         reader = AnswerReader()
         try:
             body = write_body(request, facts.dialect, facts.model)
-            async with aclosing(self._connection.stream(body, reader)) as deltas:
+            async with aclosing(self._connection.stream(body.content, reader)) as deltas:
                 async for _ in deltas:
                     pass
         except (InvalidRequest, EngineFailed) as error:
