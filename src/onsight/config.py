@@ -90,7 +90,9 @@ class Settings(BaseModel):
         "auto",
         description="Bits of the language model's weights; 'auto' is int4 on a CPU where they would not fit well.",
     )
-    max_model_len: int | None = Field(None, ge=16, description="Most tokens of prompt and answer together.")
+    max_model_len: int | None = Field(
+        None, ge=16, description="Most tokens of prompt and answer together, or of a query or page to embed."
+    )
     max_num_seqs: int = Field(
         8, ge=1, le=1024, description="Most requests that are answered at the same time; vllm, upstream: 256."
     )

@@ -138,6 +138,16 @@ WRONG = {
         "messages.0.content.0.image_url.min_pixels",
         "more than max_pixels",
     ),
+    "a picture seen larger than one may be sent": (
+        {"messages": image(min_pixels=200_000_000_000, max_pixels=200_000_000_000)},
+        "messages.0.content.0.image_url.min_pixels",
+        "min_pixels is 200000000000; the most is 40000000",
+    ),
+    "a bound past every picture": (
+        {"messages": image(max_pixels=40_000_001)},
+        "messages.0.content.0.image_url.max_pixels",
+        "max_pixels is 40000001; the most is 40000000",
+    ),
     "a picture in a system message": (
         {"messages": [{**image()[0], "role": "system"}, *hello()]},
         "messages.0.content",

@@ -206,6 +206,28 @@ def test_one_bad_page_is_reported_in_its_place_and_the_others_come(asking: Askin
     assert ["error" in entry for entry in entries] == [False, True, False, True]
 
 
+@pytest.mark.parametrize("name", ["min_pixels", "max_pixels"])
+def test_a_page_is_seen_no_larger_than_one_may_be_sent(asking: Asking, name: str) -> None:
+    small, most = data_url(png(draw(RED, 4, 4))), 40_000_000
+    error = asking.refusal("/v1/embeddings", {"input": [part(small, **{name: most + 1})]})
+    assert error["param"] == f"input.0.image_url.{name}"
+    assert f"{name} is {most + 1}; the most is {most}" in str(error["message"])
+    both = part(small, min_pixels=200_000_000_000, max_pixels=200_000_000_000)
+    assert asking.refusal("/v1/embeddings", {"input": [both]})["param"] == "input.0.image_url.min_pixels"
+    # Within the server's bound, and past the model's context.
+    assert "context" in str(asking.refusal("/v1/embeddings", {"input": [part(small, min_pixels=most)]})["message"])
+
+
+def test_the_context_that_the_operator_set_holds_for_queries_and_pages(folder: Path) -> None:
+    with served_embedder(folder, max_model_len=64) as url:
+        asking = Asking(url)
+        asking.embed("What colour?", part(URLS[0]))
+        for one in ("colour " * 80, part(URLS[0], min_pixels=28 * 28 * 60)):
+            error = asking.refusal("/v1/embeddings", {"input": [one]})
+            assert (error["code"], error["param"]) == ("context_length_exceeded", "input")
+            assert "at most 64" in str(error["message"])
+
+
 def test_a_bad_page_of_a_pdf_is_reported_in_its_place(asking: Asking) -> None:
     inputs = [part(data_url(with_bad_pages(), "application/pdf"))]
     whole = asking.embed(*inputs)["data"]

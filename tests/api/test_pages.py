@@ -9,6 +9,7 @@ import pytest
 
 from onsight.core.geometry import Point
 from onsight.core.messages import Image, Text
+from onsight.media.limits import MediaLimits
 from onsight.models.card import cards
 from tests.api.conftest import Bench, events, user
 from tests.api.finder import Finder
@@ -256,6 +257,15 @@ async def test_chat_looks_under_the_cards_budget_where_the_request_says_nothing(
     await bench.chat(messages=user(part("image_url", plain(), **asked)))
     (image,) = finder.asked[0].messages[0].images
     assert (image.options.min_pixels, image.options.max_pixels) == bounds
+
+
+async def test_a_cards_budget_gives_way_to_what_the_server_lets_in(build: Build) -> None:
+    finder = Finder("0..1000", square, places)
+    bench = build(engine=finder, card=CARDS["qwen2_5_vl"])
+    bench.door.limits = MediaLimits(max_pixels=1_000_000)
+    answer = await bench.chat(messages=user(part("image_url", plain())))
+    assert answer.status_code == 200, answer.text
+    assert finder.asked[0].messages[0].images[0].options.max_pixels == 1_000_000
 
 
 async def test_responses_take_files_and_their_pages(peek: tuple[Bench, Finder]) -> None:

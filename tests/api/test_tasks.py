@@ -273,6 +273,8 @@ PICTURE = image_of(spotted(Size(100, 80), Box(5, 5, 9, 9)))
         ("/v1/caption", {"length": "short"}, "length"),
         ("/v1/caption", {"length": "huge"}, "length"),
         ("/v1/caption", {"min_pixels": 9, "max_pixels": 8}, "min_pixels"),
+        ("/v1/caption", {"min_pixels": 200_000_000_000}, "min_pixels"),
+        ("/v1/locate", {"target": "x", "max_pixels": 40_000_001}, "max_pixels"),
         ("/v1/caption", {"temperature": 1}, "temperature"),
         ("/v1/ocr", {"image": ""}, "image"),
         ("/v1/ocr", {"image": "no picture"}, "image"),

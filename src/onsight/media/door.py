@@ -89,8 +89,9 @@ class MediaDoor:
     ) -> tuple[Opened, ...]:
         """Turn all references of one request into checked pictures, one for a picture and one a page for a PDF.
 
-        Raises InvalidMedia, TooLarge, TimedOut, Unsupported, or InvalidRequest for pages that a PDF lacks, with the
-        `param` of the reference at fault. When one is refused, or the caller is cancelled, the other fetches stop.
+        Raises InvalidMedia, TooLarge, TimedOut, Unsupported, or InvalidRequest for pages that a PDF lacks and for too
+        large bounds in px, with the `param` of the reference at fault. When one is refused, or the caller is cancelled,
+        the other fetches stop.
         Nothing is decoded before all headers are known and allowed; `hold` is told their px then, and may refuse.
         `caller`: who asks, as those who wait take turns.
         """
@@ -206,6 +207,8 @@ class MediaDoor:
             with _Blame(refs[most]):
                 raise InvalidMedia(f"the request has {len(refs)} {kind}s; {limit}")
         for ref in refs:
+            if isinstance(ref, ImageRef):
+                self.limits.check_options(ref.options, ref.param)
             with _Blame(ref):
                 self._check_source(ref.source, kind)
 

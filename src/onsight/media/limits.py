@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from onsight.core.errors import InvalidMedia, StartError
+from onsight.core.errors import InvalidMedia, InvalidRequest, StartError
 from onsight.core.geometry import Size
+from onsight.core.messages import ImageOptions
 
 # Where Pillow itself refuses a picture as a bomb, whatever our own limit is.
 _MOST_PIXELS = 178_000_000
@@ -77,6 +78,17 @@ class MediaLimits:
             raise StartError(f"media.max_pixels is {self.max_pixels}; at most {_MOST_PIXELS} can be decoded")
         if self.decode_workers < 1:
             raise StartError(f"media.decode_workers is {self.decode_workers}; use 1 or more")
+
+    def check_options(self, options: ImageOptions, param: str | None) -> None:
+        """No picture may be asked to be seen larger than one may be sent. Raises InvalidRequest; `param`: the
+        picture's."""
+        for name, value in (("min_pixels", options.min_pixels), ("max_pixels", options.max_pixels)):
+            if value is not None and value > self.max_pixels:
+                raise InvalidRequest(
+                    f"{name} is {value}; the most is {self.max_pixels}, as of a picture that is sent"
+                    " (media.max_pixels): lower it, or leave it out",
+                    param=name if param is None else f"{param}.{name}",
+                )
 
     def check_size(self, size: Size, subject: str) -> None:
         """Hold a picture's or a frame's size against the limits. Raises InvalidMedia that begins with `subject`."""

@@ -121,7 +121,7 @@ class Chat:
     ) -> tuple[Message, ...]:
         """The messages as an engine reads them, their media open; `known` px of the pictures are held already."""
         budget = card.budget(call.task)
-        images = [_within(image, budget) for image in _images(call)]
+        images = [_within(image, budget, self._door.limits.max_pixels) for image in _images(call)]
         videos = [part for draft in call.drafts for part in draft.parts if isinstance(part, VideoRef)]
         door, rule, caller = self._door, card.frames, call.caller
         opened = await door.open_pages(images, lambda pixels: hold(pixels - known), caller) if images else ()
@@ -137,13 +137,17 @@ def _images(call: ChatCall) -> list[ImageRef]:
     return [part for draft in call.drafts for part in draft.parts if isinstance(part, ImageRef)]
 
 
-def _within(image: ImageRef, budget: PixelBudget) -> ImageRef:
-    """`image` with the card's bounds where the request says nothing; what it does say may go past the other one."""
+def _within(image: ImageRef, budget: PixelBudget, largest: int) -> ImageRef:
+    """`image` with the card's bounds where the request says nothing; what it does say may go past the other one.
+
+    `largest`: px that the door lets in, which lower the card's bounds.
+    """
     options, least, most = image.options, image.options.min_pixels, image.options.max_pixels
-    if least is None and (most is None or (budget.min_pixels or 0) <= most):
-        least = budget.min_pixels
-    if most is None and (least is None or least <= (budget.max_pixels or least)):
-        most = budget.max_pixels
+    low, high = (None if one is None else min(one, largest) for one in (budget.min_pixels, budget.max_pixels))
+    if least is None and (most is None or (low or 0) <= most):
+        least = low
+    if most is None and (least is None or least <= (high or least)):
+        most = high
     return replace(image, options=replace(options, min_pixels=least, max_pixels=most))
 
 

@@ -16,9 +16,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from onsight.core.embedding import NO_IMAGE, ImageSpan
 from onsight.core.errors import ContextTooLong, InvalidMedia, InvalidRequest, StartError
-from onsight.core.messages import ImageOptions, Text
+from onsight.core.messages import Image, ImageOptions, Text
 from onsight.engines.torch_engine import TorchEngine, TorchSettings
 from onsight.engines.torch_engine.families.colqwen import ColQwen
+from onsight.engines.torch_engine.families.qwen_images import QwenImages
+from onsight.engines.torch_engine.prompt import ImagePlan
 from onsight.engines.torch_engine.scoring import max_sim
 from onsight.models.card import find_card
 from tests.colpali_vectors import PAGES, QUERIES, SIZES, VECTORS
@@ -228,6 +230,31 @@ def test_what_is_longer_than_the_context_is_refused(model: ColQwen) -> None:
     assert (model.context_tokens, model.merge) == (1024, 2)
     with pytest.raises(ContextTooLong, match="1024"):
         model.read(Text("colour " * 3000))
+
+
+def test_a_page_past_the_context_is_refused_before_its_tokens_are_written(
+    model: ColQwen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unwanted(self: QwenImages, image: Image) -> ImagePlan:
+        pytest.fail("a page that cannot fit was planned")
+
+    monkeypatch.setattr(QwenImages, "plan", unwanted)
+    monkeypatch.setattr(model, "context_tokens", 40)
+    page = replace(SHOWN[0], options=ImageOptions(min_pixels=28 * 28 * 50))
+    for ask in (model.read, model.page_bytes):
+        with pytest.raises(ContextTooLong, match="at most 40"):
+            ask(page)
+
+
+@pytest.mark.parametrize("options", [ImageOptions(), ImageOptions(min_pixels=28 * 28 * 50), ImageOptions("low")])
+def test_what_a_page_takes_when_it_is_prepared_is_known_before(usual: ColQwen, options: ImageOptions) -> None:
+    for shown in SHOWN:
+        page = replace(shown, options=options)
+        prompt = usual.read(page)
+        usual.look(prompt)
+        (span,) = prompt.spans
+        assert span.pixels is not None
+        assert usual.page_bytes(page) == span.pixels.values.nbytes
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

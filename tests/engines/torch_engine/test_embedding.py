@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from onsight.core.embedding import Embedding, VectorSpace
 from onsight.core.engine import EmbedEngine
 from onsight.core.errors import ContextTooLong, EngineFailed, InvalidRequest, StartError, Unavailable
-from onsight.core.messages import Image, Text
+from onsight.core.messages import Image, ImageOptions, Text
 from onsight.core.turns import Turns
 from onsight.engines.torch_engine import TorchEmbedEngine, TorchSettings
 from onsight.engines.torch_engine.embed_queue import Asked, EmbedQueue
@@ -261,6 +262,36 @@ async def test_queries_are_prepared_no_further_ahead_than_there_is_room(running:
         await asyncio.sleep(0.05)
         assert (len(running.queue), running.engine.status().waiting) == (3, 11)
     assert all(made.rows for made in await asyncio.gather(*asked))
+
+
+async def test_large_pages_are_prepared_no_further_ahead_than_their_bytes_allow(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = draw(RED, 60, 40)
+    monkeypatch.setattr("onsight.engines.torch_engine.embedding._PAGE_BYTES", running.model.page_bytes(page))
+    large = replace(page, options=ImageOptions(min_pixels=28 * 28 * 18))
+    assert running.model.page_bytes(large) == 4 * running.model.page_bytes(page)
+    async with running.held():
+        asked = running.ask(*[large] * 20)
+        await running.waiting(32 // 4)
+        await asyncio.sleep(0.05)
+        assert (len(running.queue), running.engine.status().waiting) == (32 // 4, 20)
+    assert all(made.rows for made in await asyncio.gather(*asked))
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, 16_384), (64, 64), (20_000, 20_000), (50_000, 40_000)])
+async def test_an_input_is_no_longer_than_was_set_or_a_batch_is(tmp_path: Path, asked: int | None, given: int) -> None:
+    folder = write_colqwen(tmp_path / "long", context=40_000)
+    settings = TorchSettings(device="cpu", threads=1, max_model_len=asked)
+    engine = TorchEmbedEngine(folder, find_card(str(folder), folder), settings)
+    await engine.start()
+    try:
+        assert engine.context_tokens == given
+        with pytest.raises(ContextTooLong, match=f"at most {given}"):
+            await engine.embed(Text("🙂" * 15_000))
+        assert (await engine.embed(Text("a" * 20))).rows <= 30
+    finally:
+        await engine.close()
 
 
 async def test_closing_reaches_everyone_who_waits(running: Running) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 
 import pytest
 
 from onsight.core.errors import ContextTooLong, InvalidMedia, InvalidRequest, Unsupported
 from onsight.core.messages import Image, ImageOptions
+from onsight.engines.torch_engine import prompt
 from onsight.engines.torch_engine.families.qwen_sizes import resized
 from tests.engines.torch_engine.asking import answer, asking, check, turn
-from tests.engines.torch_engine.conftest import StartEngine
+from tests.engines.torch_engine.conftest import GetTiny, StartEngine
 from tests.engines.torch_engine.reference import QwenReference, SmolVLMReference
 from tests.tiny_models import draw
 
@@ -80,6 +82,35 @@ async def test_pixel_bounds_are_honoured_or_refused(qwen: Path, start: StartEngi
         assert caught.value.param == f"messages.image_url.{name}"
     with pytest.raises(InvalidMedia, match="1000x4"):
         await answer(engine, asking(turn(draw(RED, 1000, 4)), max_tokens=1))
+
+
+async def test_no_picture_is_made_larger_than_the_context_holds(qwen: Path, start: StartEngine) -> None:
+    engine, most = await start(qwen), 1024 * 28 * 28
+    for asked in (most + 1, 200_000_000_000):
+        picture = draw(RED, 4, 4, ImageOptions(min_pixels=asked, max_pixels=asked))
+        with pytest.raises(InvalidRequest, match=f"min_pixels is {asked}.* {most} px") as caught:
+            await answer(engine, asking(turn(picture), max_tokens=1))
+        assert caught.value.param == "messages.image_url.min_pixels"
+
+
+@pytest.mark.parametrize("name", ["smolvlm", "qwen", "phi3"])
+async def test_pictures_that_do_not_fit_are_counted_and_not_written(
+    name: str, tiny: GetTiny, start: StartEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [draw(RED, 300, 200), draw((0, 0, 200), 300, 200)]
+    each = [len(tiny(name).family.plan(picture, 2).token_ids) for picture in pictures]
+    engine = await start(tiny(name).folder, max_model_len=sum(each))
+    written: list[int] = []
+    write = prompt._write_media
+
+    def noted(made: prompt.Prompt, plan: prompt.Plan, feature_token_ids: Set[int | None]) -> None:
+        written.append(len(plan.token_ids))
+        write(made, plan, feature_token_ids)
+
+    monkeypatch.setattr(prompt, "_write_media", noted)
+    with pytest.raises(ContextTooLong, match=rf"text \d+, picture 1: {each[0]}, picture 2: {each[1]}\)"):
+        await answer(engine, asking(turn(*pictures, "?"), max_tokens=1))
+    assert written == [0, 0]
 
 
 @pytest.mark.parametrize("name", ["min_pixels", "max_pixels"])

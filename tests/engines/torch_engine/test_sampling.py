@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from onsight.core.generation import Sampling
+from onsight.engines.torch_engine import sampling
 from onsight.engines.torch_engine.prompt import Prompt
 from onsight.engines.torch_engine.sampling import Sampler
 from onsight.engines.torch_engine.sequence import Sequence
@@ -40,7 +42,15 @@ def draw_many(sampler: Sampler, logits: torch.Tensor, **rules: object) -> Counte
     """`DRAWS` tokens from `ROWS` seeds."""
     rows = [sequence(seed=seed, **rules) for seed in range(ROWS)]
     batch = logits.repeat(ROWS, 1)
-    return Counter(choice.token_id for _ in range(DRAWS // ROWS) for choice in sampler.choose(batch, rows))
+    return Counter(token for _ in range(DRAWS // ROWS) for token in take(sampler, batch, rows))
+
+
+def take(sampler: Sampler, logits: torch.Tensor, rows: list[Sequence]) -> list[int]:
+    """The next token of each row, appended to its answer."""
+    tokens = [choice.token_id for choice in sampler.choose(logits, rows)]
+    for row, token in zip(rows, tokens, strict=True):
+        row.append(token)
+    return tokens
 
 
 def chi_square(counts: Counter[int], probs: torch.Tensor) -> float:
@@ -80,8 +90,8 @@ def test_rows_of_one_batch_keep_to_their_own_rules() -> None:
     rows = [sequence(seed=1, **one) for one in rules]
     seen = [Counter[int]() for _ in rows]
     for _ in range(200):
-        for counter, choice in zip(seen, sampler.choose(LOGITS.repeat(4, 1), rows), strict=True):
-            counter[choice.token_id] += 1
+        for counter, token in zip(seen, take(sampler, LOGITS.repeat(4, 1), rows), strict=True):
+            counter[token] += 1
     assert [len(counter) for counter in seen[:2]] == [1, 1]
     assert len(seen[2]) > 3
     assert len(seen[3]) == 1
@@ -92,6 +102,68 @@ def test_forbidden_tokens_and_those_without_text_are_never_drawn() -> None:
     counts = draw_many(sampler, LOGITS, temperature=5.0)
     assert set(counts) == {0, 1, 2, 3, 4}
     assert sampler.choose(LOGITS[None], [sequence(temperature=0.0)])[0].token_id == 0
+
+
+EXTREMES: dict[str, list[object]] = {
+    "temperature": [0.0, 1e-310, 9.9e-6, 1e-5, 0.3, 1.0, 2.0, 1e30],
+    "top_p": [1.0, 0.999999999, 0.9, 0.5, 1e-7, 1e-46, 1e-50, 5e-324],
+    "top_k": [0, 1, 2, 299, 300, 301, 2**31, 2**63, 10**30],
+    "presence_penalty": [0.0, -2.0, 2.0],
+    "frequency_penalty": [0.0, -2.0, 2.0],
+    "seed": [None, 0, 2**63 - 1, 2**63, -(2**63), 10**30],
+}
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1e4])
+def test_under_any_rules_a_drawn_token_is_in_range_and_allowed(scale: float) -> None:
+    wide, known, dice = 300, 290, random.Random(5)
+    forbidden = frozenset({0, 7, 299})
+    sampler = Sampler(wide, forbidden, known, torch.device("cpu"))
+    logits = torch.randn(40, wide, generator=torch.Generator().manual_seed(3)) * scale
+    for _ in range(10):
+        rules = [{name: dice.choice(values) for name, values in EXTREMES.items()} for _ in logits]
+        rows = [sequence(**rule) for rule in rules]
+        for row in rows:
+            row.counts.update({5: 4000, 6: 1, 299: 2})
+        for _ in range(3):
+            for rule, token, own in zip(rules, take(sampler, logits, rows), logits, strict=True):
+                assert 0 < token < known, rule
+                assert token not in forbidden, rule
+                free = not (rule["presence_penalty"] or rule["frequency_penalty"])
+                # Past 2 all probabilities are one.
+                one = rule["top_k"] == 1 or rule["top_p"] < 1e-6  # type: ignore[operator]
+                if free and one and rule["temperature"] <= 2:  # type: ignore[operator]
+                    best = (own + sampler._bias).max()
+                    assert own[token] >= best - 1e-5 * max(1, abs(best)), rule
+
+
+def test_logits_that_are_no_numbers_still_give_a_token() -> None:
+    sampler = Sampler(8, frozenset(), 8, torch.device("cpu"))
+    for rule in ({}, {"top_k": 3}):
+        one = sequence(temperature=1.0, seed=1, **rule)
+        assert take(sampler, torch.full((1, 8), torch.nan), [one])[0] in range(8)
+
+
+@pytest.mark.parametrize("place", [5, 8])
+def test_a_sum_that_is_rounded_ill_draws_nothing_that_was_cut_off(monkeypatch: pytest.MonkeyPatch, place: int) -> None:
+    sampler = Sampler(8, frozenset(), 8, torch.device("cpu"))
+    monkeypatch.setattr(torch, "searchsorted", lambda _, aim, **__: torch.full(aim.shape, place))
+    assert take(sampler, LOGITS[None], [sequence(temperature=1.0, top_k=3)]) == [6]
+
+
+def test_a_step_that_is_made_again_draws_what_it_would_have_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = Sampler(8, frozenset(), 8, torch.device("cpu"))
+    broken, whole = (sequence(temperature=2.0, seed=4) for _ in range(2))
+    drawn = []
+    for place in range(20):
+        with monkeypatch.context() as patch:
+            if place % 3 == 0:
+                patch.setattr(sampling, "_report", None)  # breaks once everything is drawn
+                with pytest.raises(TypeError):
+                    sampler.choose(LOGITS[None], [broken])
+        drawn += [(take(sampler, LOGITS[None], [broken]), take(sampler, LOGITS[None], [whole]))]
+    assert all(one == other for one, other in drawn)
+    assert len({tokens[0] for tokens, _ in drawn}) > 3
 
 
 def test_penalties_are_openais() -> None:

@@ -131,13 +131,15 @@ async def _read_form(request: Request, kind: type[Wire]) -> tuple[Wire, str | by
 
 @contextmanager
 def _own_fields() -> Iterator[None]:
-    """Name this route's fields in errors that speak of a conversation's, which the client never wrote."""
+    """Name this route's fields in errors that speak of a conversation's or a part's, which the client never wrote."""
     try:
         yield
     except RequestError as error:
-        if error.param is not None and error.param.startswith("messages"):
-            last = error.param.rpartition(".")[2]
-            error.param = last if last in ("min_pixels", "max_pixels", "detail") else "image"
+        last = (error.param or "").rpartition(".")[2]
+        if last in ("min_pixels", "max_pixels", "detail"):
+            error.param = last
+        elif error.param is not None and error.param.startswith("messages"):
+            error.param = "image"
         raise
 
 

@@ -40,7 +40,9 @@ _CPU_PAGE_TOKENS = 2048
 _CLOSE_S = 30
 """How long a batch may still take when the engine is closed; a thread that is stuck would keep the server for ever."""
 _PREPARED_PAGES = 32
-"""Pages whose pixels are prepared at once, at most 15 MB each: enough to fill the next batch during this one."""
+"""Usual pages whose pixels are prepared at once, fewer of larger ones: enough to fill a batch during the last one."""
+_PAGE_BYTES = 15_000_000
+"""A usual page's pixels, prepared; 768 tokens take 14.5 MB."""
 _PREPARED_CHARACTERS = 1 << 20
 """Of queries that are prepared at once: some 40 bytes each, as token ids. A thousand usual ones."""
 
@@ -154,7 +156,8 @@ class TorchEmbedEngine:
             self._preparing += 1
             try:
                 if isinstance(one, Image):
-                    await places.enter_async_context(self._page_turns.turn(caller))
+                    pages = -(-self._require_ready().model.page_bytes(one) // _PAGE_BYTES)
+                    await places.enter_async_context(self._page_turns.turn(caller, pages))
                 else:
                     await places.enter_async_context(self._query_room.turn(caller, len(one.text)))
                 self._require_ready()
@@ -258,6 +261,8 @@ class TorchEmbedEngine:
         device = loading.pick_device(self._settings.device)
         dtype = loading.pick_dtype(self._settings.dtype, device)
         model = self._load_embedder(self._card.family, loading.Checkpoint(self._folder, device, dtype, self._progress))
+        # Forwards of so many tokens happen anyway, of short inputs together: a longer one has to be asked for.
+        model.context_tokens = min(model.context_tokens, self._settings.max_model_len or BATCH_TOKENS)
         model.embed([model.read(Text(""))])  # the first forward pays for lazy set-up
         columns, rows = model.n_patches(*PICTURE_PX)
         memory = MemoryUse(model.weight_bytes, token_bytes=0, picture_tokens=columns * rows, picture_bytes=0)

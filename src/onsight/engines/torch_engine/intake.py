@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Rows
+from dataclasses import replace
+
 from onsight.core.errors import ContextTooLong, InvalidRequest, Unsupported
 from onsight.core.generation import GenerateRequest
 from onsight.core.messages import Image, Video
@@ -10,7 +13,7 @@ from onsight.engines.torch_engine.detokenizer import TextStream
 from onsight.engines.torch_engine.families.family import Family
 from onsight.engines.torch_engine.feature_cache import FeatureCache
 from onsight.engines.torch_engine.grammar import Grammar, GrammarCompiler
-from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Plan, Prompt, Span, VideoPlan, lay_out
+from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Plan, Prompt, VideoPlan, lay_out
 from onsight.engines.torch_engine.sequence import Sequence
 from onsight.engines.torch_engine.tool_calls import CallReader
 from onsight.engines.torch_engine.vocabulary import Vocabulary
@@ -44,8 +47,11 @@ class Intake:
         ids = {self._family.image_token_id, None if watcher is None else watcher.token_id}
         tools = request.tools
         offered = () if tools is None else tools.tools
-        prompt = lay_out(request.messages, self._template, self._vocabulary, plans, ids, offered)
-        limit = self._limit(prompt, request.sampling.max_tokens)
+        fits = sum(len(plan.token_ids) for plan in plans) < self._context_tokens
+        # Media that do not fit are counted, not written: of some, a request says itself how many tokens they take.
+        written = plans if fits else [replace(plan, token_ids=()) for plan in plans]
+        prompt = lay_out(request.messages, self._template, self._vocabulary, written, ids, offered)
+        limit = self._limit(prompt, plans, request.sampling.max_tokens)
         grammar = self._grammar(request)
         self._family.place(prompt)
         if tools is None:
@@ -92,18 +98,19 @@ class Intake:
             return self._family.prepare(plan)
         raise RuntimeError("a video was planned by a family that sees none")
 
-    def _limit(self, prompt: Prompt, max_tokens: int | None) -> int:
+    def _limit(self, prompt: Prompt, plans: Rows[Plan], max_tokens: int | None) -> int:
         """Most tokens to answer with: as asked, and no more than the context still holds."""
         if max_tokens is not None and max_tokens < 1:
             raise InvalidRequest(f"max_tokens is {max_tokens}; it must be at least 1", param="max_tokens")
-        taken = len(prompt.token_ids)
+        text = len(prompt.token_ids) - prompt.image_tokens - prompt.video_tokens
+        taken = text + sum(len(plan.token_ids) for plan in plans)
         room = self._context_tokens - taken
         if room >= 1:
             return min(max_tokens or room, room)
-        counts = [f"text {taken - prompt.image_tokens - prompt.video_tokens}"]
-        counts += _counts("picture", [span for span in prompt.spans if isinstance(span.plan, ImagePlan)])
-        counts += _counts("video", [span for span in prompt.spans if isinstance(span.plan, VideoPlan)])
-        fewer = ", or fewer frames of a video (fps, max_frames)" if prompt.video_tokens else ""
+        videos = [plan for plan in plans if isinstance(plan, VideoPlan)]
+        counts = [f"text {text}", *_counts("picture", [plan for plan in plans if isinstance(plan, ImagePlan)])]
+        counts += _counts("video", videos)
+        fewer = ", or fewer frames of a video (fps, max_frames)" if videos else ""
         raise ContextTooLong(
             f"the prompt takes {taken} tokens ({', '.join(counts)}) and an answer at least 1 more,"
             f" but the context holds {self._context_tokens}: shorten the text,"
@@ -112,5 +119,5 @@ class Intake:
         )
 
 
-def _counts(noun: str, spans: list[Span]) -> list[str]:
-    return [f"{noun} {number}: {span.stop - span.start}" for number, span in enumerate(spans, 1)]
+def _counts(noun: str, plans: Rows[Plan]) -> list[str]:
+    return [f"{noun} {number}: {len(plan.token_ids)}" for number, plan in enumerate(plans, 1)]

@@ -67,17 +67,20 @@ def _draw(scores: torch.Tensor, sequences: Rows[Sequence]) -> torch.Tensor:
     order = None
     if any(rule.top_k or rule.top_p < 1 for rule in rules):
         probs, order = probs.sort(dim=-1, descending=True)
-        most = torch.tensor([rule.top_k or vocab_rows for rule in rules], device=device)
-        probs = probs * (torch.arange(vocab_rows, device=device) < most[:, None])
+        ranks = torch.arange(vocab_rows, device=device)
+        most = torch.tensor([min(rule.top_k or vocab_rows, vocab_rows) for rule in rules], device=device)
+        probs = probs * (ranks < most[:, None])
         mass = torch.tensor([rule.top_p for rule in rules], device=device)[:, None] * probs.sum(dim=-1, keepdim=True)
-        # A token stays while those before it do not fill top_p yet; the first always stays.
-        probs = probs * ((probs.cumsum(dim=-1) - probs < mass) | (mass >= 1))
+        # A token stays while those before it do not fill top_p yet; the first always stays, as top_p may round to 0.
+        probs = probs * ((probs.cumsum(dim=-1) - probs < mass) | (mass >= 1) | (ranks == 0))
     heights = probs.cumsum(dim=-1)
     total = heights[:, -1:]
-    dice = torch.tensor([[sequence.dice.random()] for sequence in sequences], device=device, dtype=heights.dtype)
+    dice = torch.tensor([[sequence.roll()] for sequence in sequences], device=device, dtype=heights.dtype)
     # Strictly below the total, else rounding could land on a token without any probability.
     aim = torch.minimum(dice * total, torch.nextafter(total, torch.zeros_like(total)))
-    places = torch.searchsorted(heights, aim, right=True)  # [rows, 1]
+    places = torch.searchsorted(heights, aim, right=True).clamp(max=vocab_rows - 1)  # [rows, 1]
+    # A GPU adds up in parts, so its heights may fall by a rounding: what that hits without probability is not drawn.
+    places = torch.where(probs.gather(-1, places) > 0, places, probs.argmax(dim=-1, keepdim=True))
     if order is not None:
         places = order.gather(-1, places)
     return places[:, 0]

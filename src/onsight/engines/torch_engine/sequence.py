@@ -41,13 +41,14 @@ class Sequence:
     cached: int = 0
     answer: list[int] = field(default_factory=list)
     counts: Counter[int] = field(default_factory=Counter)
-    dice: random.Random = field(init=False)
     prompt_tokens: int = field(init=False)
+    _dice: random.Random = field(init=False)
+    _rolled: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.prompt.token_ids)
         # Python's own generator, not torch's: the same seed draws the same numbers on every device.
-        self.dice = random.Random(self.sampling.seed)
+        self._dice = random.Random(self.sampling.seed)
 
     @property
     def prefilled(self) -> bool:
@@ -68,8 +69,15 @@ class Sequence:
     def last_token(self) -> int:
         return self.answer[-1]
 
+    def roll(self) -> float:
+        """What chance says of the next token, from 0 to 1; the same again where a step fails and is made again."""
+        if self._rolled is None:
+            self._rolled = self._dice.random()
+        return self._rolled
+
     def append(self, token_id: int) -> None:
         """Take the next token of the answer; its keys and values are not computed yet."""
+        self._rolled = None
         self.answer.append(token_id)
         self.prompt.identity.append(token_id)
         self.counts[token_id] += 1

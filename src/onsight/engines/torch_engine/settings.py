@@ -15,7 +15,8 @@ class TorchSettings:
     """What the operator chose; "auto" and None leave it to the machine.
 
     `max_model_len`: most tokens of prompt and answer together; None is the checkpoint's own limit, lowered when memory
-    is short. `max_num_seqs`: requests that run at once, each in a slot of its own. `image_cache_bytes`: bound of the
+    is short; of an embedding model, most tokens of a query or a page, None the checkpoint's own limit, but no more than
+    a batch has. `max_num_seqs`: requests that run at once, each in a slot of its own. `image_cache_bytes`: bound of the
     image feature cache. `kv_cache_tokens`: places for keys and values over all slots; None is what free memory holds.
     `stall_s`: no step takes so long. `max_queue_tokens`: tokens of all prompts that are prepared and run, the others
     wait; None is four times what the key-value cache holds. `threads`: CPU threads of one forward; None is torch's own

@@ -40,9 +40,10 @@ class ColQwen:
     """Queries and pages as vectors; every vector has length 1.
 
     `dims`: numbers in a vector. `merge`: how many of the tower's patches an image token has on each side.
-    `context_tokens`: most tokens of an input. `weight_bytes`: what the model takes in memory. `read` and `look` may run
-    on several threads at once, `embed` on the model's own. Pages keep their shape; for `detail`, `min_pixels` and
-    `max_pixels` see `QwenImages`. A page is seen in at most 768 tokens unless its `max_pixels` says otherwise.
+    `context_tokens`: most tokens of an input, as the checkpoint was made for; its engine may lower it. `weight_bytes`:
+    what the model takes in memory. `read` and `look` may run on several threads at once, `embed` on the model's own.
+    Pages keep their shape; for `detail`, `min_pixels` and `max_pixels` see `QwenImages`. A page is seen in at most 768
+    tokens unless its options say otherwise.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -70,8 +71,10 @@ class ColQwen:
         self._vocabulary = vocabulary
         self.image_token_id = vocabulary.require(IMAGE)
         settings = _holding(own, base, "preprocessor_config.json", "processor_config.json")
-        self._images = QwenImages(settings, self.image_token_id, most_pixels=_MOST_PIXELS, param="input")
         self.context_tokens = int(config.text_config.max_position_embeddings)
+        self._images = QwenImages(
+            settings, self.image_token_id, self.context_tokens, most_pixels=_MOST_PIXELS, param="input"
+        )
         self.device, self.dtype = source.device, source.dtype
         self.merge, self.dims = self._images.merge, DIMS
         self.weight_bytes = sum(weight.nbytes for weight in parts.parameters())
@@ -83,23 +86,33 @@ class ColQwen:
         """
         return self._images.merged_patches(width, height)
 
+    def page_bytes(self, page: Image) -> int:
+        """What `look` will keep of a page, worked out from its size alone. Raises InvalidRequest or ContextTooLong."""
+        count = self._images.tokens(page)
+        self._check(count)
+        return count * self._images.token_bytes
+
     def read(self, one: Text | Image) -> Prompt:
         """The tokens and positions of a query or a page. Raises InvalidRequest or ContextTooLong.
 
         What a query says is plain text, `<|image_pad|>` included.
         """
         pieces: tuple[Piece, ...] = (_BEFORE_PAGE, one, _AFTER_PAGE) if isinstance(one, Image) else (one, _AFTER_QUERY)
+        if isinstance(one, Image):
+            self._check(self._images.tokens(one))  # before lists of that length are made
         plans = [self._images.plan(one)] if isinstance(one, Image) else []
         prompt = write(pieces, self._vocabulary, plans, {self.image_token_id})
-        count = len(prompt.token_ids)
+        self._check(len(prompt.token_ids))
+        self._images.place(prompt)
+        return prompt
+
+    def _check(self, count: int) -> None:
         if count > self.context_tokens:
             raise ContextTooLong(
                 f"the input takes {count} tokens, but this model reads at most {self.context_tokens}: shorten a query,"
                 " lower a page's max_pixels",
                 param="input",
             )
-        self._images.place(prompt)
-        return prompt
 
     def look(self, prompt: Prompt) -> None:
         """Resize and normalise a page."""

@@ -21,30 +21,39 @@ from onsight.engines.torch_engine.prompt import ImagePlan, Pixels, Plan, Prompt,
 IMAGE = "<|image_pad|>"
 _LOW_PIXELS = 512 * 28 * 28
 """`detail: low`: at most 512 image tokens."""
-_MOST_LEAST_PIXELS = 100_000_000
-"""What a picture may be enlarged to, some 128,000 image tokens: tokens are made before they are counted."""
 
 
 class QwenImages:
     """The picture half of a checkpoint. Edges are rounded to whole merged patches, the area kept within bounds.
 
     `detail`: "auto" and "high" see up to the usual bound, "low" at most 401,408 px (512 tokens). `min_pixels` and
-    `max_pixels` replace the bounds; together with a smaller `detail` the smaller bound counts.
+    `max_pixels` replace the bounds; together with a smaller `detail` the smaller bound counts. `token_bytes`: what
+    `prepare` makes for each image token.
     """
 
     def __init__(
-        self, folder: Path, image_token_id: int, *, most_pixels: int | None = None, param: str = "messages.image_url"
+        self,
+        folder: Path,
+        image_token_id: int,
+        context_tokens: int,
+        *,
+        most_pixels: int | None = None,
+        param: str = "messages.image_url",
     ) -> None:
         """Read the settings in `folder`. Raises StartError.
 
-        The usual upper bound is the checkpoint's own, and no more than `most_pixels`. `param`: what a request calls
-        its pictures, for error texts.
+        The usual upper bound is the checkpoint's own, and no more than `most_pixels`. `context_tokens`: what the
+        checkpoint was made for; no picture is made larger than fits. `param`: what a request calls its pictures, for
+        error texts.
         """
         self._processor = Qwen2VLImageProcessorPil(**image_settings(folder))
         self._image_token_id = image_token_id
         self._param = param
         self.patch = int(self._processor.patch_size)
         self.merge = int(self._processor.merge_size)
+        self._token_pixels = (self.patch * self.merge) ** 2
+        self._fitting = context_tokens * self._token_pixels
+        self.token_bytes = 3 * int(self._processor.temporal_patch_size) * self._token_pixels * torch.float32.itemsize
         own = int(self._processor.size["longest_edge"])
         self._most = own if most_pixels is None else min(own, most_pixels)
         self._least = min(int(self._processor.size["shortest_edge"]), self._most)
@@ -57,6 +66,11 @@ class QwenImages:
         tokens = (self._image_token_id,) * (rows * columns // self.merge**2)
         seen = Size(columns * self.patch, rows * self.patch)
         return ImagePlan(image, key, tokens, (rows, columns), settings, seen)
+
+    def tokens(self, image: Image) -> int:
+        """How many stand for it in the prompt; raises as `plan` does, which makes a list of that length."""
+        rows, columns = self._patches(image.width, image.height, self._bounds(image.options))
+        return rows * columns // self.merge**2
 
     def merged_patches(self, width: int, height: int) -> tuple[int, int]:
         """(columns, rows) of image tokens that a picture of that size takes under the usual bounds.
@@ -86,15 +100,14 @@ class QwenImages:
             least = min(least, most)
         elif options.max_pixels is not None and options.min_pixels is None:
             least = min(least, most)
-        smallest = (self.patch * self.merge) ** 2
         for name, value in (("min_pixels", options.min_pixels), ("max_pixels", options.max_pixels)):
-            if value is not None and value < smallest:
+            if value is not None and value < self._token_pixels:
                 raise InvalidRequest(
-                    f"{name} is {value}; this model needs at least {smallest}", param=f"{self._param}.{name}"
+                    f"{name} is {value}; this model needs at least {self._token_pixels}", param=f"{self._param}.{name}"
                 )
-        if least > _MOST_LEAST_PIXELS:
+        if least > self._fitting:
             raise InvalidRequest(
-                f"min_pixels is {least}; pictures are enlarged to {_MOST_LEAST_PIXELS} px at most",
+                f"min_pixels is {least}, but this model's context holds a picture of {self._fitting} px at most",
                 param=f"{self._param}.min_pixels",
             )
         if least > most:

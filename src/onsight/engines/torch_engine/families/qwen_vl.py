@@ -45,7 +45,7 @@ class QwenVL:
         self._vision = model.model.visual
         store_in_blocks(self._vision)
         self.image_token_id = vocabulary.require(IMAGE)
-        self._images = QwenImages(folder, self.image_token_id)
+        self._images = QwenImages(folder, self.image_token_id, self.context_tokens)
         seconds = float(config.vision_config.tokens_per_second)
         self.watcher = QwenVideo(folder, vocabulary, self._images.patch, self._images.merge, seconds)
         borders = vocabulary.those_of("<|vision_start|>", "<|vision_end|>")
