@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import few_bits, large
-from benchmarks.cpu import SIDES, Effort, Found, measure, obstacle, parse, report
+from benchmarks.cpu import SIDES, Effort, Found, measure, obstacle, parse, read, report
+from benchmarks.llama_side import KINDS
 from benchmarks.shapes import SHAPES, shortened, write_shape
 from onsight.engines.torch_engine.quantize import int8_is_exact
 from tests.engines.fidelity import FAMILIES
@@ -21,15 +23,20 @@ pytestmark = [pytest.mark.model, pytest.mark.skipif(not int8_is_exact(), reason=
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Found]:
     torch.set_num_threads(1)
-    shape = SHAPES["tiny-mllama"]
-    folder = write_shape(shape, tmp_path_factory.mktemp("shapes") / shape.name)
-    return {(shape.name, side): asyncio.run(measure(side, shape, folder, Effort(3, 1, 1))) for side in SIDES}
+    folder = tmp_path_factory.mktemp("shapes")
+    shapes = {side: SHAPES["tiny-smolvlm" if side in KINDS else "tiny-mllama"] for side in SIDES}
+    for name in ("tiny-smolvlm", "tiny-mllama"):
+        write_shape(SHAPES[name], folder / name)
+    return {
+        (shape.name, side): asyncio.run(measure(side, shape, folder / shape.name, Effort(3, 1, 1)))
+        for side, shape in shapes.items()
+    }
 
 
 def test_every_side_is_measured(found: dict[tuple[str, str], Found]) -> None:
     for (_, side), one in found.items():
         assert min(*one.prefill.values(), *one.decode.values(), one.first_s, one.load_s) > 0
-        assert (one.encode_s is None) == (side == "generate")
+        assert (one.encode_s is None) == (side in ("generate", *KINDS))
         assert one.peak >= one.resident > one.anonymous > 0
 
 
@@ -39,6 +46,15 @@ def test_the_report_has_a_row_a_side_and_the_aim(found: dict[tuple[str, str], Fo
     assert all(len(row) == len(made.tables[0].columns) for row in made.tables[0].rows)
     assert [aim.wanted for aim in made.aims] == [2.0]
     assert made.notes[0] == "Something was left out."
+
+
+def test_what_was_measured_is_kept_for_a_run_that_goes_on(found: dict[tuple[str, str], Found]) -> None:
+    one = next(iter(found.values()))
+    assert read(json.dumps(asdict(one))) == one
+
+
+def test_what_llama_cpp_does_not_run_is_left_out() -> None:
+    assert "llama.cpp does not run it" in str(obstacle("q8_0", SHAPES["tiny-mllama"]))
 
 
 def test_what_does_not_fit_is_left_out_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

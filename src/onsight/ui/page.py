@@ -8,8 +8,8 @@ import shutil
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import httpx
 from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -39,6 +39,9 @@ _UPLOAD = "gradio_api/upload"
 
 # What the page's script posts to. Gradio has more: one runs FFmpeg on what it is sent.
 _POSTS = re.compile(rf"{_UPLOAD}|gradio_api/(?:queue/join|run/[^/]+|cancel|reset)")
+
+_NAME = re.compile(r"[a-z0-9._:-]*")
+"""Of a host, in lower case and without brackets."""
 
 # What Gradio's page says of itself to other sites, and a file at a path that is not ours.
 _ADVERTISING = re.compile(r'<meta\s+(?:property|name)="(?:og|twitter):[^>]*>|<link rel="manifest"[^>]*>')
@@ -99,7 +102,7 @@ class Page:
         language, slash, rest = scope["path"].removeprefix(scope.get("root_path", "")).lstrip("/").partition("/")
         if language not in LANGUAGES or not slash:
             await self._lead(request, language)(scope, receive, send)
-        elif (visitor := self._visitor(request)) is None:
+        elif (visitor := self._visitor(request)) is None or (self._gate and request.method == "POST" and not rest):
             await (await self._ask_for_key(request, language, rest))(scope, receive, send)
         elif not _is_readable(request):
             await PlainTextResponse("what this request says of the page's address (X-Forwarded-Host) is none", 400)(
@@ -152,11 +155,10 @@ def _is_readable(request: Request) -> bool:
     told = (request.headers.get(name, "") for name in ("x-forwarded-host", "x-gradio-server"))
     host, server = (value.partition(",")[0].strip() for value in told)
     try:
-        for address in (f"http://{host}", server):
-            httpx.URL(address)
-    except httpx.InvalidURL:
+        parts = [urlsplit(address) for address in (f"http://{host}", server)]
+        return all((part.port or 0) >= 0 and _NAME.fullmatch(part.hostname or "") for part in parts)
+    except ValueError:  # a port that is no number, brackets that hold no address
         return False
-    return True
 
 
 class _Cleaned:
