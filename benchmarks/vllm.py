@@ -31,6 +31,8 @@ PICTURES = 4
 MOST_APART = 0.05
 SCHEMA = {"type": "object", "properties": {"colour": {"enum": ["red", "blue"]}}, "required": ["colour"]}
 START_S = 600.0
+NOTICED_S = 1.0
+"""At most so long after a broken stream /ready may still say 200: its end is seen before that of the processes."""
 # A small model may write line breaks between JSON's parts for as long as it is let. Braces are doubled for `Command`.
 JSON_ARGS = '{{"backend": "xgrammar", "disable_any_whitespace": true}}'
 VLLM_ARGS = f"--dtype float32 --enforce-eager --structured-outputs-config '{JSON_ARGS}'"
@@ -92,7 +94,9 @@ def kill_in_mid_stream(server: RunningServer, picture: bytes) -> tuple[str, int,
             if '"error"' in line:
                 ended = str(json.loads(line.removeprefix("data: "))["error"]["code"])
     began_s = time.perf_counter()
-    meanwhile = httpx.get(f"{server.url}/ready", timeout=30).status_code
+    while (meanwhile := httpx.get(f"{server.url}/ready", timeout=30).status_code) == 200:
+        if time.perf_counter() - began_s > NOTICED_S:
+            break
     while httpx.get(f"{server.url}/ready", timeout=30).status_code != 200:
         if time.perf_counter() - began_s > START_S:
             raise RuntimeError("vLLM did not come back")
@@ -107,7 +111,11 @@ def report(found: tuple[int, int, int, float], schema: bool, killed: tuple[str, 
         ("answers with the same tokens as the torch engine's, greedy", answers, same),
         ("answers that hold a JSON schema", 1, schema),
         ("answers cut by a killed vLLM that end with `engine_error`", 1, ended == "engine_error"),
-        ("/ready says 503 until vLLM is back, and the next request is answered", 1, meanwhile == 503 and after),
+        (
+            "/ready says 503 within a second and until vLLM is back; then requests are answered",
+            1,
+            meanwhile == 503 and after,
+        ),
     )
     aims = (
         *(Aim(name, float(wanted), float(reached), "", at_least=True) for name, wanted, reached in counted),

@@ -203,6 +203,7 @@ async def test_a_child_that_dies_is_missed_though_what_it_started_holds_its_outp
         await child.close()
     for process in started:  # in sessions of their own, they are beyond the reach of a process group
         process.kill()
+    await asyncio.sleep(0.1)  # until their ends of the pipes are seen to be closed
 
 
 async def test_a_child_that_ignores_sigterm_is_killed_with_what_it_started(tmp_path: Path) -> None:

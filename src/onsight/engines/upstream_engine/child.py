@@ -85,8 +85,14 @@ class Child:
         self._patience = patience
         self._life: _Life | None = None
         self._keeping: asyncio.Task[None] | None = None
-        self.state: EngineState = "loading"
+        self._state: EngineState = "loading"
         self.restarts_total = 0
+
+    @property
+    def state(self) -> EngineState:
+        """See `Keeper.state`. One that has just ended is not ready, though nobody has begun to start it again."""
+        ended = self._life is not None and self._life.process.returncode is not None
+        return "loading" if ended and self._state == "ready" else self._state
 
     @property
     def detail(self) -> str:
@@ -107,15 +113,15 @@ class Child:
         try:
             life = await self._launch()
             await self._until_ready(life, check)
-            self.state = "ready"
+            self._state = "ready"
         finally:
-            if self.state != "ready":
+            if self._state != "ready":
                 await self._stop()
         self._keeping = asyncio.create_task(self._keep(life, check, probe))
 
     async def close(self) -> None:
         """Stop it: SIGTERM, then SIGKILL, to its whole process group."""
-        self.state = "dead"
+        self._state = "dead"
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.gather(self._keeping, return_exceptions=True)
@@ -133,7 +139,7 @@ class Child:
                 pause_s = self._patience.pause_s
             log.error("%s %s; starting it again in %.1f s", self._command.name, fault, pause_s)
             await self._stop()
-            self.state = "loading"
+            self._state = "loading"
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, self._patience.longest_pause_s)
             self.restarts_total += 1
@@ -144,7 +150,7 @@ class Child:
                 log.error("%s", error)
                 await self._stop()
                 continue
-            self.state = "ready"
+            self._state = "ready"
             log.info("%s is ready again", self._command.name)
 
     async def _until_it_fails(self, life: _Life, probe: Check) -> str:
@@ -153,7 +159,7 @@ class Child:
         while True:
             await _wait(life.process, self._patience.probe_s)
             if life.process.returncode is not None:
-                self.state = "loading"
+                self._state = "loading"
                 return f"ended with {life.process.returncode}"
             try:
                 async with asyncio.timeout(answered_s + self._patience.stall_s - time.monotonic()):
@@ -161,7 +167,7 @@ class Child:
                 answered_s = time.monotonic()
             except (RequestError, StartError, TimeoutError) as error:
                 if time.monotonic() - answered_s >= self._patience.stall_s:
-                    self.state = "stalled"
+                    self._state = "stalled"
                     return f"has not answered for {self._patience.stall_s:g} s ({error or 'no word'})"
 
     async def _launch(self) -> _Life:

@@ -14,7 +14,10 @@ Check = Callable[[], Awaitable[None]]
 class Keeper(Protocol):
     """Knows whether the server works, and where it can, sees to it."""
 
-    state: EngineState
+    @property
+    def state(self) -> EngineState:
+        """Of the server, as far as it is known."""
+        ...
 
     @property
     def return_s(self) -> float:
