@@ -260,7 +260,7 @@ async def test_a_killed_replica_costs_no_request_that_has_not_begun_and_ends_str
     await until(lambda: load.seen["200"] > 6)
     actors = await asyncio.to_thread(cluster.actors)
     async with httpx.AsyncClient(headers=KEY, timeout=60) as client:
-        body = chat("long " * 20, stream=True, max_tokens=4000)
+        body = chat("long " * 1000, stream=True, max_tokens=4000)
         async with client.stream("POST", f"{cluster.head}/v1/chat/completions", json=body) as response:
             pieces = response.aiter_text()
             first = await anext(pieces)
