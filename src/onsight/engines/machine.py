@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -21,6 +23,13 @@ def free_memory() -> int:
         return min(free, limit - int(used["anon"]))
     except (OSError, ValueError, KeyError):  # no container, or one without a limit ("max")
         return free
+
+
+def give_back_memory() -> None:
+    """Give the system what was freed and is still kept for later: reading an 11B in few bits leaves some gigabytes."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def usable_cores() -> int:

@@ -17,6 +17,7 @@ from onsight.core.engine import EngineState, EngineStatus, MemoryUse, Progress
 from onsight.core.errors import RequestError, StartError, Unavailable
 from onsight.core.generation import Event, Finished, GenerateRequest
 from onsight.core.turns import Turns
+from onsight.engines.machine import give_back_memory
 from onsight.engines.torch_engine import kv_cache, loading
 from onsight.engines.torch_engine.chat_template import ChatTemplate
 from onsight.engines.torch_engine.cores import Cores
@@ -243,6 +244,7 @@ class TorchEngine:
         runner = Runner(family, cache, cores)
         with torch.inference_mode():
             runner.warm_up()
+        give_back_memory()
         loop = StepLoop(
             Eye(family, features, cores),
             runner,
