@@ -130,7 +130,7 @@ async def test_batch_mates_and_joins_change_no_answer(family: Tiny, scheme: Sche
     for request, one in zip(ragged(), among, strict=True):
         alone = await answer(engine, replace(request, sampling=replace(request.sampling)))
         assert seen(one).tokens == seen(alone).tokens
-        # A float32 sum's last bit may tip one number of bfloat16 over, or one of 8 bits: there can be no other difference.
+        # A float32 sum's last bit may tip one number of bfloat16 over, or one of 8 bits: no other difference can be.
         assert (seen(one).logits - seen(alone).logits).abs().max() < (0.1 if scheme == "int4" else 0.05)
 
 
