@@ -130,8 +130,8 @@ async def test_batch_mates_and_joins_change_no_answer(family: Tiny, scheme: Sche
     for request, one in zip(ragged(), among, strict=True):
         alone = await answer(engine, replace(request, sampling=replace(request.sampling)))
         assert seen(one).tokens == seen(alone).tokens
-        # A float32 sum's last bit may tip one number of bfloat16 over, or one of 8 bits: no other difference can be.
-        assert (seen(one).logits - seen(alone).logits).abs().max() < (0.1 if scheme == "int4" else 0.05)
+        # A float32 sum's last bit may tip one number of bfloat16 over, which is the whole difference there can be.
+        assert (seen(one).logits - seen(alone).logits).abs().max() < (0.1 if scheme == "int4" else 1e-3)
 
 
 async def test_a_saved_model_says_the_same_bit_for_bit(
