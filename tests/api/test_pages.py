@@ -230,12 +230,25 @@ async def test_lines_have_their_boxes_in_the_originals_pixels_where_the_model_gi
     assert finder.asked[1].schema is None
 
 
-async def test_a_line_outside_the_picture_is_an_unreadable_answer(build: Build) -> None:
-    far = '[{"bbox_2d": [1, 2, 30000, 40], "text_content": "x"}]'
-    bench = build(engine=Finder("resized_pixels", square, lambda *_: far), card=CARDS["qwen2_5_vl"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        '[{"bbox_2d": [1, 2, 30000, 40], "text_content": "x"}]',
+        '[{"bbox_2d": [1, 2, 3], "text_content": "x"}]',
+        f'[{{"bbox_2d": [1, 2, {"9" * 400}, 4], "text_content": "x"}}]',
+        '[{"bbox_2d": [1, 2, NaN, 4], "text_content": "x"}]',
+        '[{"text_content": "x"}]',
+        '{"lines": []}',
+        "x" * 9,
+        "[" * 9000,
+    ],
+)
+async def test_lines_outside_the_picture_or_of_no_form_are_an_unreadable_answer(build: Build, said: str) -> None:
+    """What a server in front of which we stand makes of a schema is its own."""
+    bench = build(engine=Finder("resized_pixels", square, lambda *_: said), card=CARDS["qwen2_5_vl"])
     answer = await bench.post("/v1/ocr", {"image": image_of(plain()), "lines": True})
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "unreadable_answer")
-    assert answer.json()["error"]["answer"] == far
+    assert answer.json()["error"]["answer"] == said
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,12 @@ def write(path: Path, architecture: str, basename: str = "", **fields: int) -> P
         writer.add_string("general.basename", basename)
     for name, value in ({"context_length": 64, "embedding_length": 8} | fields).items():
         writer.add_uint32(f"{architecture}.{name}", value)
-    writer.add_tensor("token_embd.weight", np.zeros((4, 8), np.float32))
+    return finished(writer, path, "token_embd.weight")
+
+
+def finished(writer: gguf.GGUFWriter, path: Path, tensor: str) -> Path:
+    """`path`, once the file is whole, with one tensor of zeros."""
+    writer.add_tensor(tensor, np.zeros((4, 8), np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -240,12 +245,7 @@ def write_mmproj(path: Path, projector: str, width: int, basename: str = "") -> 
     writer.add_uint32("clip.vision.projection_dim", width)
     if basename:
         writer.add_string("general.basename", basename)
-    writer.add_tensor("mm.0.weight", np.zeros((4, 8), np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+    return finished(writer, path, "mm.0.weight")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from benchmarks.faults import faults, until
-from tests.engines.upstream_engine.scripted import HEAD, piece, scripted
+from tests.engines.upstream_engine.scripted import endless, scripted
 from tests.media.papers import page, pdf
 from tests.media.pictures import data_url, plain
 from tests.servers import Served, get, served
@@ -30,15 +30,6 @@ CHAT = "/v1/chat/completions"
 def ask(server: Served, text: str = "hi", **fields: object) -> httpx.Response:
     body = {"messages": [{"role": "user", "content": text}], "max_tokens": 3, **fields}
     return httpx.post(server.url + CHAT, json=body, timeout=60)
-
-
-async def endless(writer: asyncio.StreamWriter) -> None:
-    """An answer that nothing but a cut ends."""
-    writer.write(HEAD)
-    while True:
-        writer.write(piece("word "))
-        await writer.drain()
-        await asyncio.sleep(0.02)
 
 
 async def test_a_second_sigterm_cuts_and_the_client_hears_of_it() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Literal
 from onsight.core.errors import UnreadableAnswer
 from onsight.core.generation import Sampling
 from onsight.core.geometry import Box, Point, View, lies_outside, to_original
+from onsight.core.json_text import is_json
 from onsight.models.card import ModelCard, Notation, Prompt
 from onsight.tasks.asking import PictureCall, ask, fill, find_prompt
 from onsight.tasks.chat import Answer, ChatCall
@@ -92,18 +92,10 @@ def _places(answer: Answer, notation: Notation, wanted: Wanted) -> list[Place]:
     if answer.reason == "length":
         raise _unreadable(f"it was cut after {answer.usage.completion_tokens} tokens; send a larger max_tokens", answer)
     places = find_places(answer.text, notation)
-    clean = _is_json(answer.text) if notation != "pair" else not PATTERNS[notation].sub("", answer.text).strip()
+    clean = is_json(answer.text) if notation != "pair" else not PATTERNS[notation].sub("", answer.text).strip()
     if not clean or (not places and not wanted.every) or (len(places) > 1 and not wanted.every):
         raise _unreadable(f"it should be {'places' if wanted.every else 'one place'} and nothing else", answer)
     return places
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _unreadable(why: str, answer: Answer) -> UnreadableAnswer:

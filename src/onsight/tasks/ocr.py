@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 from onsight.core.errors import UnreadableAnswer
 from onsight.core.generation import Sampling
 from onsight.core.geometry import Box, Point, lies_outside, to_original
+from onsight.core.json_text import read_json
 from onsight.models.card import ModelCard
 from onsight.tasks.asking import PictureCall, ask, find_prompt
 from onsight.tasks.chat import Answer, ChatCall
@@ -45,16 +45,25 @@ def read_lines(answer: Answer, card: ModelCard) -> list[Line]:
         return [Line(line.strip()) for line in answer.text.splitlines() if line.strip()]
     if answer.reason == "length":
         raise _unreadable(f"it was cut after {answer.usage.completion_tokens} tokens; send a larger max_tokens", answer)
-    # The card's schema holds the answer to this form.
-    return [_boxed(entry["text_content"], entry["bbox_2d"], answer, card) for entry in json.loads(answer.text)]
+    try:
+        entries = read_json(answer.text, integer=float)
+    except ValueError as error:
+        raise _unreadable("it is no JSON", answer) from error
+    if not isinstance(entries, list):
+        raise _unreadable("it is no list", answer)
+    return [_boxed(entry, answer, card) for entry in entries]
 
 
-def _boxed(text: str, numbers: list[int], answer: Answer, card: ModelCard) -> Line:
+def _boxed(entry: object, answer: Answer, card: ModelCard) -> Line:
+    """The card's schema has every entry so; a server that passes over schemas may answer with anything."""
     if card.convention is None:
         raise ValueError(f"card {card.name} has no convention")
+    match entry:
+        case {"text_content": str(text), "bbox_2d": [float(x1), float(y1), float(x2), float(y2)]}:
+            corners = (Point(x1, y1), Point(x2, y2))
+        case _:
+            raise _unreadable("an entry is not a text_content with a bbox_2d of four numbers", answer)
     (view,) = answer.views
-    x1, y1, x2, y2 = numbers
-    corners = (Point(x1, y1), Point(x2, y2))
     for corner in corners:
         if lies_outside(corner, card.convention, view):
             raise _unreadable(f"it points to ({corner.x:g}, {corner.y:g}), outside the picture", answer)

@@ -29,6 +29,15 @@ def ending(reason: str = "stop", prompt: int = 9, completion: int = 2) -> bytes:
     return last + chunk(choices=[], usage=usage) + b"data: [DONE]\n\n"
 
 
+async def endless(writer: asyncio.StreamWriter) -> None:
+    """An answer that nothing but a cut ends."""
+    writer.write(HEAD)
+    while True:
+        writer.write(piece("la "))
+        await writer.drain()
+        await asyncio.sleep(0.001)
+
+
 def says(*sent: bytes) -> Play:
     """Sends these bytes, and closes."""
 

@@ -40,6 +40,7 @@ from tests.engines.upstream_engine.scripted import (
     chunk,
     drops,
     ending,
+    endless,
     piece,
     says,
     scripted,
@@ -460,14 +461,6 @@ async def test_an_answer_that_a_stop_text_ended_need_not_keep_to_its_schema() ->
     async with scripted() as server, started(server) as engine:
         server.plays = [says(HEAD, piece('{"a": 1'), ending())]
         assert await text_of(engine, stopping) == '{"a": 1'
-
-
-async def endless(writer: asyncio.StreamWriter) -> None:
-    writer.write(HEAD)
-    while True:
-        writer.write(piece("la "))
-        await writer.drain()
-        await asyncio.sleep(0.001)
 
 
 async def silent(writer: asyncio.StreamWriter) -> None:

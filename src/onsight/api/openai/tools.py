@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from onsight.api.json_body import PART
 from onsight.api.strict import AnySchema, Strict, wrong
 from onsight.core.errors import InvalidRequest
+from onsight.core.json_text import read_json
 from onsight.core.tools import NO_PARAMETERS, Tool, ToolChoice, ToolUse
 
 _ONLY_FUNCTIONS = "only functions can be called here"
@@ -25,7 +26,7 @@ def _check_parameters(schema: dict[str, object]) -> dict[str, object]:
 
 def _check_arguments(text: str) -> str:
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = read_json(text)
         # Half a character, written as an escape, could not be given to any tokenizer.
         json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
@@ -33,10 +34,6 @@ def _check_arguments(text: str) -> str:
     if not isinstance(value, dict):
         raise PydanticCustomError("wrong", "it should be the text of a JSON object, as the model wrote it")
     return text
-
-
-def _refuse_constant(name: str) -> object:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _check_kind(kind: object) -> object:

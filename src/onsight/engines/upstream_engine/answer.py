@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from pydantic import BaseModel, ConfigDict
 
 from onsight.core.errors import EngineFailed, Unsupported
@@ -16,6 +14,7 @@ from onsight.core.generation import (
     ToolCallDelta,
     Usage,
 )
+from onsight.core.json_text import is_json
 
 Delta = TextDelta | ToolCallDelta
 
@@ -118,7 +117,7 @@ class AnswerReader:
             raise _passed_over("tool_choice")
         # A stop text may have ended it anywhere.
         whole = not request.sampling.stop and not self._called
-        if request.schema is not None and whole and not _is_json(self._text):
+        if request.schema is not None and whole and not is_json(self._text):
             raise _passed_over("response_format")
 
     def read(self, line: bytes) -> list[Delta]:
@@ -182,11 +181,3 @@ def _passed_over(field: str) -> Unsupported:
     return Unsupported(
         f"this model's server passed over {field}: leave it out, or serve the model otherwise", param=field
     )
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
