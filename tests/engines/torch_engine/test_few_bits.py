@@ -122,16 +122,22 @@ async def test_answers_are_those_of_the_rounded_weights(
         assert (first - plain).norm() > 2 * (first - wanted).norm()
 
 
-async def test_batch_mates_and_joins_change_no_answer(family: Tiny, scheme: Scheme, start: StartEngine) -> None:
+async def test_batch_mates_and_joins_change_no_answer(
+    family: Tiny, scheme: Scheme, start: StartEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ours alone against ours among others, three slots for eight requests: the same tokens, the same logits."""
+    if scheme == "int8":
+        # The last bit of a float32 sum, which goes by who shares the batch, may tip an input over to the next of 255
+        # numbers; in float64 no such bit is large enough, so that whatever differs is a mate's part in the answer.
+        monkeypatch.setattr("onsight.engines.torch_engine.loading.pick_dtype", lambda *_: torch.float64)
     engine = await start(family.folder, max_num_seqs=3, quantize=scheme)
     among = await asyncio.gather(*(answer(engine, request) for request in ragged()))
     engine = await start(family.folder, max_num_seqs=1, quantize=scheme, image_cache_bytes=0)
     for request, one in zip(ragged(), among, strict=True):
         alone = await answer(engine, replace(request, sampling=replace(request.sampling)))
         assert seen(one).tokens == seen(alone).tokens
-        # A float32 sum's last bit may tip one number of bfloat16 over, which is the whole difference there can be.
-        assert (seen(one).logits - seen(alone).logits).abs().max() < (0.1 if scheme == "int4" else 1e-3)
+        # The kernel of 4 bits is bfloat16's, where a last bit is large enough; the difference stays one of roundings.
+        assert (seen(one).logits - seen(alone).logits).abs().max() < (0.1 if scheme == "int4" else 1e-9)
 
 
 async def test_a_saved_model_says_the_same_bit_for_bit(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
+from pydantic_core import from_json
 
 from onsight.api.errors import ErrorObject, error_answer
 from onsight.core.embedding import NO_IMAGE
@@ -211,14 +212,14 @@ def scores(model: str, found: Scores) -> ScoreList:
     )
 
 
-def ranking(model: str, found: Scores, top_n: int | None, documents: Sequence[BaseModel] | None) -> Ranking:
-    """The best `top_n`; of equal ones the first. `documents`: what was sent, where it is to be sent back."""
+def ranking(model: str, found: Scores, top_n: int | None, documents: Sequence[str] | None) -> Ranking:
+    """The best `top_n`; of equal ones the first. `documents`: what was sent, as JSON, where it is to be sent back."""
     order = sorted(range(len(found.values)), key=lambda index: -found.values[index])[:top_n]
     results = [
         RankedObject(
             index=index,
             relevance_score=found.values[index],
-            document=None if documents is None else documents[index].model_dump(exclude_none=True),
+            document=None if documents is None else from_json(documents[index]),
         )
         for index in order
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import aclosing
 
 from pydantic import BaseModel
@@ -65,6 +66,7 @@ class VectorRoutes:
         wire = await read_json(request, ScoreRequest, MOST_VALUES)
         call = await asyncio.to_thread(score_call, wire, request_id(request.scope), caller_name(request.scope))
         model = self._services.roster.find_embedder(wire.model).name
+        del wire  # numbers take five times as much in it as in the call, which may wait
         return _json(scores(model, await self._score(request, call)))
 
     async def rerank(self, request: Request) -> Response:
@@ -72,9 +74,10 @@ class VectorRoutes:
         self._refuse_early(request)
         wire = await read_json(request, RerankRequest, MOST_VALUES)
         call = await asyncio.to_thread(rerank_call, wire, request_id(request.scope), caller_name(request.scope))
-        model = self._services.roster.find_embedder(wire.model).name
-        found = await self._score(request, call)
-        return _json(ranking(model, found, wire.top_n, wire.documents if wire.return_documents else None))
+        model, most = self._services.roster.find_embedder(wire.model).name, wire.top_n
+        sent = await asyncio.to_thread(_written, wire.documents) if wire.return_documents else None
+        del wire  # as above
+        return _json(ranking(model, await self._score(request, call), most, sent))
 
     def _refuse_early(self, request: Request) -> None:
         """A full or stopping server says so before it reads a body; the place itself is taken by the task."""
@@ -93,6 +96,11 @@ class VectorRoutes:
         if isinstance(first, Refused) and all(isinstance(item, Refused) for item in items):
             raise first.error
         return items
+
+
+def _written(documents: Sequence[BaseModel]) -> list[str]:
+    """What was sent, as JSON, until it is sent back."""
+    return [document.model_dump_json(exclude_none=True) for document in documents]
 
 
 def _json(body: BaseModel) -> Response:

@@ -43,8 +43,8 @@ Items = Annotated[
 """Queries are texts, pages are pictures."""
 
 
-MOST_VALUES = 4_000_000
-"""In a body with vectors as numbers: forty pages of 768 vectors, which is more than `max_body_mb` usually holds."""
+MOST_VALUES = 1_000_000
+"""In a body with vectors as numbers: ten pages of 768 vectors. Reading them holds up every other thread."""
 
 
 def _form_of(embedding: object) -> str:
