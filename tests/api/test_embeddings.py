@@ -366,7 +366,7 @@ def test_numbers_are_not_kept_as_they_came_while_they_wait(asking: Asking, monke
 
     async def watched(self: Embed, call: ScoreCall) -> Scores:
         gc.collect()
-        kept.extend(one for one in gc.get_objects() if isinstance(one, ScoreRequest | RerankRequest | Vectors))
+        kept.extend(one for one in gc.get_objects() if type(one) in (ScoreRequest, RerankRequest, Vectors))
         return await score(self, call)
 
     monkeypatch.setattr(Embed, "score", watched)

@@ -17,6 +17,7 @@ from onsight.core.errors import InvalidMedia, InvalidRequest, RequestError, TooL
 from onsight.core.frames import FrameRule
 from onsight.core.geometry import Size
 from onsight.core.messages import Image, ImageRef, Video, VideoRef
+from onsight.core.threads import started_pool
 from onsight.core.together import together
 from onsight.core.turns import Turns
 from onsight.media.containers import PictureFile
@@ -70,7 +71,7 @@ class MediaDoor:
         certificates: ssl.SSLContext | None = None,
     ) -> None:
         self.limits = limits or MediaLimits()
-        self._decoders = ThreadPoolExecutor(self.limits.decode_workers, "onsight-decode", _give_way)
+        self._decoders = started_pool(self.limits.decode_workers, "onsight-decode", _give_way)
         self._turns = Turns(self.limits.decode_workers)
         self._child = DecodeChild()
         self.decoded = DecodedPictures(self.limits.decoded_bytes, self._child)

@@ -6,10 +6,10 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from onsight.core.errors import RequestError
+from onsight.core.threads import started_pool
 from onsight.engines.torch_engine.failures import failure_of
 
 log = logging.getLogger(__name__)
@@ -22,9 +22,7 @@ class PreparePool:
     """An engine's own threads for everything that needs no model."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(
-            max_workers=max(2, (os.cpu_count() or 2) // 2), thread_name_prefix="onsight-prepare"
-        )
+        self._threads = started_pool(max(2, (os.cpu_count() or 2) // 2), "onsight-prepare")
 
     async def run(self, work: Callable[[_In], _Out], subject: _In) -> _Out:
         """`work(subject)` on one of the threads. Raises what it raises of ours, EngineFailed for anything else."""
