@@ -2,7 +2,7 @@
 `generate`, and llama.cpp's own server.
 
 python -m benchmarks.cpu [--shapes NAME ...] [--sides NAME ...] [--layers N] [--rounds N] [--screens N] [--tokens N]
-[--models FOLDER]
+[--models FOLDER [--keep]] | --render
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.families import QUESTION, SPARE_BYTES, Generate, Ours, Pictures, Plan, Written, prompts
 from benchmarks.llama_side import KINDS, files, llama
-from benchmarks.report import RESULTS, Aim, Cell, Report, Table, median, publish
+from benchmarks.report import LOCAL_CHANGES, RESULTS, Aim, Cell, Report, Table, commit, date, median, publish
 from benchmarks.shapes import SHAPES, Shape, reference, shortened, weights, write_shape
 from onsight.core.messages import Image, Message, Text
 from onsight.engines.torch_engine import TorchEngine, TorchSettings
@@ -53,6 +53,8 @@ BYTES_A_WEIGHT = {
     "q4_k_m": 0.9,
 }
 """About, with the parts that stay wide; for deciding whether a side fits."""
+_WRITING, _FIRST = "writing, tokens/s, 1 request", "first token with it, s"
+"""Columns that aims are made of."""
 _ENDLESS_S = 1e9
 _WATCH_S = 0.02
 
@@ -169,6 +171,16 @@ class Found:
     layers: int
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Figures, the commit that they are of, and when they were found. `kept`: by an earlier run."""
+
+    found: Found
+    commit: str
+    date: str
+    kept: bool = False
+
+
 class Memory:
     """Watches what a process holds, from now on; `process_id` may change meanwhile."""
 
@@ -276,40 +288,70 @@ def read(line: str) -> Found:
     return Found(**table)
 
 
-def report(found: dict[tuple[str, str], Found], left_out: Sequence[str], arguments: argparse.Namespace) -> Report:
+def read_kept(path: Path) -> Measured:
+    """What an earlier run wrote there."""
+    table = json.loads(path.read_text())
+    return Measured(read(json.dumps(table["found"])), table["commit"], table["date"], kept=True)
+
+
+def may_stand(one: Measured, now: str, *, keep: bool) -> bool:
+    """Whether figures need not be measured anew at the commit `now`: two states with local changes may differ."""
+    return keep or (one.commit == now and not now.endswith(LOCAL_CHANGES))
+
+
+def aims(figures: Mapping[tuple[str, str], tuple[float, float]]) -> tuple[Aim, ...]:
+    """`figures`: of a shape and side, tokens/s that it writes for one request, and seconds to the first token."""
+    shapes = dict.fromkeys(shape for shape, _ in figures)
+    written = [
+        Aim(
+            f"{shape}: int4 writes, beside float32, one request", 2.0,
+            figures[shape, "int4"][0] / figures[shape, "float32"][0], "x", at_least=True,
+        )
+        for shape in shapes
+        if {(shape, "int4"), (shape, "float32")} <= figures.keys()
+    ]  # fmt: skip
+    first = [
+        Aim(
+            f"{shape}: seconds to the first token after a screen, {side} beside {kind}", 0.5,
+            figures[shape, side][1] / figures[shape, kind][1], "x",
+        )
+        for shape in shapes
+        for side in ("float32", "bfloat16", "int4")
+        for kind in KINDS
+        if {(shape, side), (shape, kind)} <= figures.keys()
+    ]  # fmt: skip
+    return (*written, *first)
+
+
+def kept_notes(measured: Mapping[tuple[str, str], Measured]) -> list[str]:
+    """A sentence a commit on what this run did not measure itself."""
+    kept: dict[str, list[str]] = {}
+    for (shape, side), one in measured.items():
+        if one.kept:
+            kept.setdefault(one.commit, []).append(f"{shape} {side} ({one.date})")
+    return [f"Kept from an earlier run, at commit {name}: {', '.join(rows)}." for name, rows in kept.items()]
+
+
+def report(
+    measured: Mapping[tuple[str, str], Measured], left_out: Sequence[str], arguments: argparse.Namespace
+) -> Report:
     """The tables; one row a shape and side."""
     rows: list[tuple[Cell, ...]] = []
+    found = {key: one.found for key, one in measured.items()}
     for (shape, side), one in found.items():
         encode: Cell = "–" if one.encode_s is None else one.encode_s
         sizes = [size / 2**30 for size in (one.resident, one.anonymous, one.peak, one.peak_anonymous)]
         speeds = [*(one.prefill[count] for count in REQUESTS), *(one.decode[count] for count in REQUESTS)]
         each_ms = 1000 / one.decode[1] / one.layers
         rows.append((f"{shape}, {one.layers} layers", side, *speeds, each_ms, encode, one.first_s, one.load_s, *sizes))
-    aims = [
-        Aim(
-            f"{shape}: int4 writes, beside float32, one request", 2.0,
-            found[shape, "int4"].decode[1] / found[shape, "float32"].decode[1], "x", at_least=True,
-        )
-        for shape in dict.fromkeys(shape for shape, _ in found)
-        if {(shape, "int4"), (shape, "float32")} <= found.keys()
-    ]  # fmt: skip
-    aims += [
-        Aim(
-            f"{shape}: seconds to the first token after a screen, {dtype} beside {kind}", 0.5,
-            found[shape, dtype].first_s / found[shape, kind].first_s, "x",
-        )
-        for shape in dict.fromkeys(shape for shape, _ in found)
-        for dtype in ("float32", "bfloat16")
-        for kind in KINDS
-        if {(shape, dtype), (shape, kind)} <= found.keys()
-    ]  # fmt: skip
     columns = (
         "shape", "weights", "reading, tokens/s, 1 request", f"{REQUESTS[1]} requests",
-        "writing, tokens/s, 1 request", f"{REQUESTS[1]} requests", "a token, ms by layer", "encoding a screen, s",
-        "first token with it, s", "loading, s", "resident, GiB", "of it no file's", "peak, GiB", "of it no file's",
+        _WRITING, f"{REQUESTS[1]} requests", "a token, ms by layer", "encoding a screen, s",
+        _FIRST, "loading, s", "resident, GiB", "of it no file's", "peak, GiB", "of it no file's",
     )  # fmt: skip
     notes = (
         *left_out,
+        *kept_notes(measured),
         f"Reading and writing are medians of {arguments.rounds} rounds, answers have {arguments.tokens} tokens; what"
         f" has a screen is the median of {arguments.screens}. Each row ran in a process of its"
         " own, on random weights stored as bfloat16.",
@@ -322,7 +364,21 @@ def report(found: dict[tuple[str, str], Found], left_out: Sequence[str], argumen
         *([f"Decoders were cut to {arguments.layers} layers."] if arguments.layers else []),
         *(f"{name} has more layers than stand here: so it fits in float32." for name in CUT if not arguments.layers),
     )
-    return Report("cpu", "Models on a CPU", tuple(aims), (Table("All", columns, tuple(rows)),), notes)
+    reached = aims({key: (one.decode[1], one.first_s) for key, one in found.items()})
+    details = {f"{shape}, {side}": asdict(one) for (shape, side), one in measured.items()}
+    return Report("cpu", "Models on a CPU", reached, (Table("All", columns, tuple(rows)),), notes, details)
+
+
+def render(folder: Path) -> None:
+    """Write the report in `folder` anew out of its own figures, which keep their commit and date."""
+    told = json.loads((folder / "cpu.json").read_text("utf-8"))
+    (table,) = told["tables"]
+    rows = tuple(tuple(row) for row in table["rows"])
+    writing, first = (table["columns"].index(name) for name in (_WRITING, _FIRST))
+    figures = {(row[0].rpartition(",")[0], row[1]): (row[writing], row[first]) for row in rows}
+    made = Table(table["title"], tuple(table["columns"]), rows)
+    notes = tuple(told["notes"])
+    publish(Report(told["name"], told["title"], aims(figures), (made,), notes, told["details"]), folder, told["facts"])
 
 
 def parse(given: Sequence[str] | None) -> argparse.Namespace:
@@ -334,7 +390,11 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--screens", type=int, default=1, help="screens looked at, half a minute and more each")
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument(
-        "--models", type=Path, help="keeps checkpoints and figures, so that a run which was cut goes on"
+        "--models", type=Path, help="keeps checkpoints and figures, so that a run which was cut goes on at its commit"
+    )
+    parser.add_argument("--keep", action="store_true", help="figures of other commits stand too; the report says which")
+    parser.add_argument(
+        "--render", action="store_true", help="measure nothing: write the report in --out anew out of its own figures"
     )
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
@@ -350,7 +410,11 @@ def main(given: Sequence[str] | None = None) -> None:
         found = asyncio.run(measure(arguments.sides[0], shape, arguments.child, effort))
         print(json.dumps(asdict(found)))
         return
-    measured: dict[tuple[str, str], Found] = {}
+    if arguments.render:
+        render(arguments.out)
+        return
+    now = commit()
+    measured: dict[tuple[str, str], Measured] = {}
     left_out: list[str] = []
     for name in arguments.shapes:
         shape = cut(name, arguments.layers)
@@ -359,17 +423,19 @@ def main(given: Sequence[str] | None = None) -> None:
             if not folder.exists():
                 write_shape(shape, folder)
             for side in arguments.sides:
-                reason = obstacle(side, shape)
-                if reason is not None:
-                    left_out.append(reason)
-                    continue
-                kept = folder / f"{side}-{arguments.rounds}-{arguments.screens}-{arguments.tokens}.json"
-                if not kept.exists():
+                kept = folder / f"figures-{side}-{arguments.rounds}-{arguments.screens}-{arguments.tokens}.json"
+                one = read_kept(kept) if kept.exists() else None
+                if one is None or not may_stand(one, now, keep=arguments.keep):
+                    reason = obstacle(side, shape)
+                    if reason is not None:
+                        left_out.append(reason)
+                        continue
                     if side in KINDS:
                         files(shape, folder, side)
-                    kept.write_text(json.dumps(asdict(in_child(side, shape, folder, arguments))))
-                measured[name, side] = read(kept.read_text())
-                print(name, side, measured[name, side], flush=True)
+                    one = Measured(in_child(side, shape, folder, arguments), now, date())
+                    kept.write_text(json.dumps(asdict(one)))
+                measured[name, side] = one
+                print(name, side, one, flush=True)
     publish(report(measured, left_out, arguments), arguments.out)
 
 

@@ -20,6 +20,8 @@ import psutil
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
+LOCAL_CHANGES = " with local changes"
+"""Ends the name of a commit from which the sources differ."""
 _PACKAGES = ("onsight", "torch", "transformers", "fastapi", "uvicorn")
 
 
@@ -75,9 +77,9 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
-def publish(report: Report, folder: Path = RESULTS) -> None:
-    """Print the report, and write it to `folder` as NAME.md and NAME.json."""
-    facts = _facts()
+def publish(report: Report, folder: Path = RESULTS, facts: dict[str, str] | None = None) -> None:
+    """Print the report, and write it to `folder` as NAME.md and NAME.json. `facts`: where another run measured it."""
+    facts = facts or _facts()
     text = _markdown(report, facts, folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{report.name}.md").write_text(text, "utf-8")
@@ -134,7 +136,7 @@ def _facts() -> dict[str, str]:
         "packages": ", ".join(f"{name} {metadata.version(name)}" for name in _PACKAGES),
         "commit": commit(),
         "command": f"`{_command()}`",
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": date(),
     }
 
 
@@ -150,6 +152,11 @@ def _processor() -> str:
     return f"{named.get('model name', platform.machine())} ({place})"
 
 
+def date() -> str:
+    """Now, to the minute."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def commit() -> str:
     """The short commit, and whether the sources differ from it."""
 
@@ -158,7 +165,7 @@ def commit() -> str:
 
     try:
         changed = git("status", "--porcelain", "--", "src", "benchmarks/*.py", "benchmarks/peers")
-        return git("rev-parse", "--short=12", "HEAD") + (" with local changes" if changed else "")
+        return git("rev-parse", "--short=12", "HEAD") + (LOCAL_CHANGES if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown (no git repository)"
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import importlib.util
 import io
+import json
 import os
 import signal
 import subprocess
@@ -20,7 +22,11 @@ from onsight.config import Settings
 from onsight.core.errors import StartError
 from onsight.engine_choice import build_roster, choose_kind, with_room
 from onsight.engines.upstream_engine import Child, ChildCommand, Patience
+from onsight.models.hub import ADAPTER_CONFIG, BUNDLED, QUANT_METHOD
 from onsight.serve import assemble
+from tests.engines.contract import ask as asked
+from tests.engines.contract import text_of
+from tests.engines.upstream_engine.scripted import scripted
 from tests.models.test_gguf import write, write_mmproj
 from tests.servers import get, served, wait_until
 
@@ -41,7 +47,35 @@ def test_files_family_and_device_choose_the_engine() -> None:
     assert chosen(**gpu, vllm="/opt/vllm") == "vllm"
     assert chosen(**gpu | {"device": "cpu"}, vllm="/opt/vllm") == "torch"
     assert chosen(model="meta-llama/Llama-3.2-11B-Vision-Instruct", device="cuda", vllm="/opt/vllm") == "torch"
+    assert chosen(device="cuda", vllm="/opt/vllm") == "vllm"  # Peek
     assert chosen(engine="fake") == "fake"
+
+
+@pytest.mark.parametrize(
+    ("config", "engine"),
+    [
+        ({"architectures": ["Qwen2_5_VLForConditionalGeneration"]}, "vllm"),
+        ({"architectures": ["MllamaForConditionalGeneration"]}, "torch"),
+        (
+            {
+                "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+                "quantization_config": {"quant_method": QUANT_METHOD},
+            },
+            "torch",
+        ),
+    ],
+)
+def test_a_folders_own_configuration_says_which_family_it_is(
+    tmp_path: Path, config: dict[str, object], engine: str
+) -> None:
+    """As a fine-tune has it, whose name tells nothing."""
+    folder = tmp_path / "my-finetune"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    assert chosen(model=str(folder), device="cuda", vllm="/opt/vllm") == engine
+    assert chosen(model=str(folder), device="cuda") == "torch"
+    (folder / ADAPTER_CONFIG).touch()
+    assert chosen(model=str(folder), device="cuda", vllm="/opt/vllm") == "torch"
 
 
 @pytest.mark.parametrize(
@@ -52,6 +86,8 @@ def test_files_family_and_device_choose_the_engine() -> None:
         ({"engine": "upstream"}, "--upstream URL"),
         ({"engine": "vllm"}, "ONSIGHT_VLLM"),
         ({"engine": "vllm", "vllm": sys.executable, "vllm_args": "--x '"}, "vllm_args"),
+        ({"engine": "vllm", "vllm": sys.executable, "vllm_args": "--api-key secret"}, "hold --api-key"),
+        ({"engine": "vllm", "vllm": sys.executable, "vllm_args": "--api_key=secret"}, "hold --api-key"),
         ({"mmproj": "x.gguf"}, "mmproj"),
         ({"model": "a.gguf", "dtype": "float32"}, "dtype"),
         ({"model": "a.gguf", "device": "cuda"}, "llama-server PATH"),
@@ -143,8 +179,18 @@ def test_vllm_is_run_as_a_child_and_ends_with_the_server(stand_in: Path) -> None
         assert not child.is_running()
 
 
+def test_vllm_is_given_the_folder_of_what_is_bundled_under_its_name(stand_in: Path) -> None:
+    with served("--engine", "vllm", ONSIGHT_VLLM=str(stand_in)) as server:
+        assert ask(server.url).json()["model"] == "peek"
+        (child,) = psutil.Process(server.process.pid).children()
+        words = child.cmdline()
+        assert words[words.index("serve") + 1] == str(BUNDLED / "peek")
+        assert words[words.index("--served-model-name") + 1] == "peek"
+
+
 def test_a_killed_child_makes_the_server_unready_until_it_is_back(stand_in: Path) -> None:
-    with served("org/some-model", "--engine", "vllm", ONSIGHT_VLLM=str(stand_in)) as server:
+    key = {"VLLM_API_KEY": "somebody's own"}  # it would be vLLM's, and we would not be let in
+    with served("org/some-model", "--engine", "vllm", ONSIGHT_VLLM=str(stand_in), **key) as server:
         (child,) = psutil.Process(server.process.pid).children()
         os.kill(child.pid, signal.SIGKILL)
         wait_until(lambda: get(server, "/ready").status_code == 503)
@@ -170,6 +216,31 @@ def test_ones_own_llama_server_is_run_as_a_child_with_our_options(tmp_path: Path
         os.kill(child.pid, signal.SIGKILL)
         assert ask(server.url).json()["choices"][0]["message"]["content"] == "Hello you"
         assert server.stop() == 0
+
+
+async def test_ones_own_llama_server_need_not_say_its_context(tmp_path: Path) -> None:
+    """Older builds tell nothing of it in /v1/models, and it was told by us."""
+    model = write(tmp_path / "own.gguf", "llama", context_length=48)
+    program = executable(tmp_path / "llama-server", "stand_in_llama")
+    engine = build_roster(Settings(model=str(model), llama_server=str(program)), None).chats[0].engine
+    await engine.start()
+    assert engine.context_tokens == 48
+    await engine.close()
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/"])
+@pytest.mark.parametrize("option", ["upstream", "llama_server"])
+async def test_a_running_servers_url_may_end_as_openais_clients_write_it(
+    tmp_path: Path, option: str, ending: str
+) -> None:
+    named = {"model": str(write(tmp_path / "own.gguf", "llama"))} if option == "llama_server" else {}
+    async with scripted("llamacpp") as server:
+        settings = Settings.model_validate({**named, option: server.url + ending})
+        engine = build_roster(settings, None).chats[0].engine
+        async with asyncio.timeout(20):
+            await engine.start()
+        assert await text_of(engine, asked("hi")) == "Hello you"
+        await engine.close()
 
 
 def made(folder: Path, *, touched: str) -> str:

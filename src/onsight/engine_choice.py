@@ -36,7 +36,7 @@ from onsight.models.gguf import (
     read_gguf,
     without_sizes,
 )
-from onsight.models.hub import find_local
+from onsight.models.hub import find_local, is_for_torch, local_folder
 from onsight.tasks.roster import Loaded, Roster
 from onsight.torch_models import roster_beside, torch_roster
 
@@ -164,10 +164,19 @@ def choose_kind(settings: Settings) -> tuple[Kind, str]:
         return "upstream", "--upstream names a server"
     if gguf:
         return "llama", f"{settings.model} is a GGUF file"
-    card = card_of_name(settings.model)
-    if settings.vllm is not None and card is not None and card.family in vllm.FAMILIES and _has_gpu(settings):
-        return "vllm", f"ONSIGHT_VLLM is set, there is a GPU, and vLLM runs the family {card.family}"
+    family = _family_for_vllm(settings.model) if settings.vllm is not None and _has_gpu(settings) else None
+    if family is not None:
+        return "vllm", f"ONSIGHT_VLLM is set, there is a GPU, and vLLM runs the family {family}"
     return "torch", "the files are safetensors, and it runs every family on every device"
+
+
+def _family_for_vllm(model: str) -> str | None:
+    """The family, where vLLM runs such files; of a Hub id only its name is known here."""
+    folder = local_folder(model)
+    if folder is not None and is_for_torch(folder):
+        return None
+    card = card_of_name(model) if folder is None else find_card(model, folder)
+    return card.family if card is not None and card.family in vllm.FAMILIES else None
 
 
 def _has_gpu(settings: Settings) -> bool:
@@ -192,10 +201,10 @@ def _llama(settings: Settings) -> Chosen:
     server = settings.llama_server
     if server is not None and server.startswith(("http://", "https://")):
         _refuse(settings, _CHILD_ONLY, "a llama-server that already runs")
-        return Chosen(UpstreamEngine(Address(server, key=settings.upstream_key), Watch(server), upstream), card, name)
+        return Chosen(UpstreamEngine(_running(server, settings), Watch(server), upstream), card, name)
     _refuse(settings, ("upstream_key",), "a llama.cpp of our own")
     options = _llama_options(settings, model)
-    upstream = replace(upstream, slots=options.slots, ours=True)
+    upstream = replace(upstream, context_tokens=options.context_tokens, slots=options.slots, ours=True)
     if server is None:
         llama.require_library()
     address, command = llama.worker(options) if server is None else llama.own_server(server, options)
@@ -230,7 +239,11 @@ def _vllm(settings: Settings) -> Chosen:
             f"device is {settings.device!r}, which is not asked of vLLM: its own build decides; leave it out"
         )
     slots = settings.max_num_seqs if "max_num_seqs" in settings.model_fields_set else None
-    options = vllm.VllmOptions(settings.model, settings.revision, settings.max_model_len, slots, settings.vllm_args)
+    # What is bundled has a name that vLLM does not know.
+    files = str(local_folder(settings.model) or settings.model)
+    options = vllm.VllmOptions(
+        files, settings.model, settings.revision, settings.max_model_len, slots, settings.vllm_args
+    )
     address, command = vllm.vllm_server(settings.vllm, options)
     tools = "--enable-auto-tool-choice" in settings.vllm_args
     upstream = replace(_upstream_settings(settings), calls_tools=tools, ours=True)
@@ -242,12 +255,16 @@ def _upstream(settings: Settings) -> Chosen:
     url = settings.upstream
     if url is None:
         raise StartError("the engine upstream needs the URL of a server: pass --upstream URL")
-    address = Address(url.removesuffix("/").removesuffix("/v1"), key=settings.upstream_key)
     # A name that nobody gave is the bundled model's, which is not what that server has.
     named = settings.model if "model" in settings.model_fields_set else None
     upstream = replace(_upstream_settings(settings), model=named)
     card = _card_of_others(named or "upstream", tools=True)
-    return Chosen(UpstreamEngine(address, Watch(url), upstream), card, named or "upstream")
+    return Chosen(UpstreamEngine(_running(url, settings), Watch(url), upstream), card, named or "upstream")
+
+
+def _running(url: str, settings: Settings) -> Address:
+    """Of somebody else's server, whose URL may end with /v1, as clients of OpenAI's API write it."""
+    return Address(url.rstrip("/").removesuffix("/v1"), key=settings.upstream_key)
 
 
 def _child(settings: Settings, command: ChildCommand) -> Child:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import replace
 
 import openai
@@ -14,11 +15,11 @@ from pydantic import BaseModel
 from onsight.api.openai.responses_calls import to_call
 from onsight.api.openai.responses_wire import ResponsesRequest
 from onsight.api.services import ApiSettings
-from onsight.core.generation import Sampling
+from onsight.core.generation import Event, Finished, GenerateRequest, Sampling
 from onsight.core.messages import Draft, ImageOptions, ImageRef, Text
 from onsight.core.pages import Pages
 from onsight.core.tools import Tool, ToolCall, ToolChoice, ToolUse
-from onsight.engines.fake_engine import FakeScript
+from onsight.engines.fake_engine import FakeEngine, FakeScript
 from onsight.models.card import Defaults
 from tests.api.conftest import CARD, Bench
 from tests.api.test_openai_chat import png
@@ -336,3 +337,26 @@ async def test_an_error_in_mid_stream_is_raised_by_the_sdk(build: Callable[..., 
             await anext(stream)
     assert seen[-1] == "response.output_text.delta"
     assert caught.value.code == "engine_error"
+
+
+class Filtered(FakeEngine):
+    """Ends every answer as a server with a filter does that does not like it."""
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+        async with aclosing(super().generate(request)) as events:
+            async for event in events:
+                yield replace(event, reason="content_filter") if isinstance(event, Finished) else event
+
+
+async def test_an_answer_that_a_filter_cut_is_told_in_openais_words(build: Callable[..., Bench]) -> None:
+    engine = Filtered()
+    await engine.start()
+    asked = {"model": "fake", "input": "hello"}
+    async with sdk(build(engine=engine)) as client:
+        chat = await client.chat.completions.create(model="fake", messages=[{"role": "user", "content": "hello"}])
+        plain = await client.responses.create(**asked)
+        last = [event async for event in await client.responses.create(**asked, stream=True)][-1]
+    assert chat.choices[0].finish_reason == "content_filter"
+    assert last.type == "response.incomplete"
+    for response in (plain, last.response):
+        assert (response.status, response.incomplete_details.reason) == ("incomplete", "content_filter")

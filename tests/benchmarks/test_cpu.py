@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import few_bits, large
-from benchmarks.cpu import SIDES, Effort, Found, measure, obstacle, parse, read, report
+from benchmarks.cpu import SIDES, Effort, Found, Measured, measure, obstacle, parse, read, report
 from benchmarks.llama_side import KINDS
 from benchmarks.shapes import SHAPES, shortened, write_shape
 from onsight.engines.torch_engine.quantize import int8_is_exact
@@ -41,7 +41,8 @@ def test_every_side_is_measured(found: dict[tuple[str, str], Found]) -> None:
 
 
 def test_the_report_has_a_row_a_side_and_the_aim(found: dict[tuple[str, str], Found]) -> None:
-    made = report(found, ["Something was left out."], parse([]))
+    measured = {key: Measured(one, "abc", "today") for key, one in found.items()}
+    made = report(measured, ["Something was left out."], parse([]))
     assert [row[1] for row in made.tables[0].rows] == list(SIDES)
     assert all(len(row) == len(made.tables[0].columns) for row in made.tables[0].rows)
     assert [aim.wanted for aim in made.aims] == [2.0]

@@ -269,6 +269,17 @@ def test_an_mmproj_of_another_family_is_refused_whatever_its_width(
         read_gguf(model, mmproj)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "projector", "width"), [("qwen2", "resampler", 0), ("llama", "mlp", 768), ("llama", "idefics3", 0)]
+)
+def test_a_width_that_says_nothing_of_the_model_is_passed_over(
+    tmp_path: Path, architecture: str, projector: str, width: int
+) -> None:
+    """MiniCPM-V's converter writes 0, and those of old LLaVA models CLIP's own width."""
+    model = write(tmp_path / "model.gguf", architecture)
+    assert read_gguf(model, write_mmproj(tmp_path / "mmproj.gguf", projector, width)).projector == projector
+
+
 def test_an_mmproj_that_names_another_model_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = write(tmp_path / "model.gguf", "llama", basename="SmolVLM")
     read_gguf(model, write_mmproj(tmp_path / "same.gguf", "idefics3", 8, "SmolVLM"))

@@ -9,7 +9,7 @@ from onsight.core.geometry import View
 from onsight.core.messages import Message
 from onsight.core.tools import ToolUse
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,8 @@ class ToolCallDelta:
 class Finished:
     """The last event, exactly once, unless the engine raised. `views`: how each picture was seen, in their order.
 
-    An answer that ends with calls ends with "tool_calls".
+    An answer that ends with calls ends with "tool_calls"; "content_filter" is the end of one that another server's
+    filter cut.
     """
 
     reason: FinishReason

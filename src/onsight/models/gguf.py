@@ -177,14 +177,15 @@ def _projector(path: Path, model: GgufHeader, mmproj: Path) -> str:
         raise StartError(f"{mmproj} is no mmproj: general.architecture is {header.text('general.architecture')!r}")
     architecture = model.text("general.architecture")
     width = model.number(f"{architecture}.embedding_length")
-    made_for = header.number("clip.vision.projection_dim", width)
-    if made_for != width:
+    projector = header.text("clip.vision.projector_type") or header.text("clip.projector_type")
+    families = _MADE_FOR.get(projector, (architecture,))
+    made_for = header.number("clip.vision.projection_dim")
+    # Of other projectors this may be anything: MiniCPM-V's files have 0, old LLaVA's the width of what sees.
+    if projector in _MADE_FOR and made_for not in (0, width):
         raise StartError(
             f"{mmproj} belongs to another model: it makes vectors of {made_for} numbers, and {path.name} reads {width};"
             " give the mmproj that came with the model"
         )
-    projector = header.text("clip.vision.projector_type") or header.text("clip.projector_type")
-    families = _MADE_FOR.get(projector, (architecture,))
     if architecture not in families:
         raise StartError(
             f"{mmproj} belongs to another model: its {projector} makes pictures for {' or '.join(families)}, and"

@@ -46,6 +46,9 @@ UNWANTED = ("*/*", "consolidated*")
 ADAPTER_CONFIG = "adapter_config.json"
 """A folder with this file holds changes to another model's weights, not a model."""
 
+QUANT_METHOD = "onsight"
+"""What config.json says of weights that `onsight quantize` wrote."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_TIMEOUT_S = 20.0
 _WHOLE = ("config.json", "tokenizer.json")
@@ -106,7 +109,7 @@ def locate_model(model: str, revision: str | None = None) -> Path:
 
 def find_local(model: str, revision: str | None = None) -> Path | None:
     """As `locate_model`, but asks nobody: None for a Hub id that is not in the cache, or not all of it."""
-    folder = _local_folder(model)
+    folder = local_folder(model)
     if folder is not None:
         if revision is not None:
             raise StartError(f"revision is {revision!r}, but {model} is on this machine: only Hub ids have revisions")
@@ -120,8 +123,8 @@ def find_local(model: str, revision: str | None = None) -> Path | None:
     return _cached_folder(model, revision)
 
 
-def _local_folder(model: str) -> Path | None:
-    """The folder of a bundled name or a path; None for what may be a Hub id."""
+def local_folder(model: str) -> Path | None:
+    """The folder of a bundled name or a path; None for what may be a Hub id. Raises StartError."""
     if model in bundled_models():
         return BUNDLED / model
     path = Path(model).expanduser()
@@ -161,6 +164,17 @@ def adapter_base(folder: Path) -> str | None:
     if not isinstance(base, str) or not base:
         raise StartError(f"{path} does not say which model it adapts (base_model_name_or_path is {base!r})")
     return base
+
+
+def is_for_torch(folder: Path) -> bool:
+    """Whether the model in `folder` is one that the torch engine alone reads: an adapter, or of `onsight quantize`."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        return True
+    try:
+        table = json.loads((folder / "config.json").read_text("utf-8"))
+        return bool(table["quantization_config"]["quant_method"] == QUANT_METHOD)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def locate_base(folder: Path, base: str) -> Path:

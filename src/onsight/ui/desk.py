@@ -141,7 +141,7 @@ class _Cost:
                 self._first_s = self._first_s or time.monotonic()
             case Finished(reason, usage):
                 self._tokens += usage.completion_tokens
-                self._is_cut = self._is_cut or reason == "length"
+                self._is_cut = self._is_cut or reason in ("length", "content_filter")
 
     def told(self, words: Words) -> str:
         """Tokens, tokens a second after the first, and seconds; and that the answer was cut, if it was."""

@@ -77,6 +77,7 @@ def drops() -> Play:
 @dataclass
 class Scripted:
     """Plays `plays` one after another, then `usual` ones. `bodies`: what was asked; `left`: how often a client left.
+    `key`: without it nobody is let in. `context_tokens`: what it says that it holds, None for nothing.
 
     `pages`: what other routes answer, by their path; `told`: what they were asked last.
     """
@@ -84,6 +85,8 @@ class Scripted:
     url: str = ""
     owner: str = "somebody"
     model: str = "scripted"
+    key: str | None = None
+    context_tokens: int | None = 4096
     plays: list[Play] = field(default_factory=list)
     bodies: list[dict[str, object]] = field(default_factory=list)
     models_status: int = 200
@@ -98,11 +101,13 @@ class Scripted:
             head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             length = next((int(line.split(":")[1]) for line in head.split("\r\n") if line.startswith("content-l")), 0)
             body = await reader.readexactly(length)
-            if (path := head.split()[1]) in self.pages:
+            if self.key is not None and f"\r\nauthorization: bearer {self.key.lower()}\r\n" not in head:
+                await answers(401, {"error": "Unauthorized"})(writer)
+            elif (path := head.split()[1]) in self.pages:
                 self.told[path] = json.loads(body or b"{}")
                 await self.pages[path](writer)
             elif path == "/v1/models":
-                model = {"id": self.model, "owned_by": self.owner, "max_model_len": 4096}
+                model = {"id": self.model, "owned_by": self.owner, "max_model_len": self.context_tokens}
                 await answers(self.models_status, {"data": [model]})(writer)
             else:
                 self.bodies.append(json.loads(body))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 
+from tests.engines.upstream_engine.scripted import Scripted
 from tests.engines.upstream_engine.stand_in_vllm import serve
 
 
@@ -13,7 +15,9 @@ def main() -> None:
     parser.add_argument("--host", required=True)
     options, rest = parser.parse_known_args()
     print(f"this is no llama-server but a stand-in for tests; it was given {' '.join(rest)}", flush=True)
-    asyncio.run(serve(options.host, "own", "llamacpp"))
+    key = os.environ.get("LLAMA_API_KEY")
+    server = Scripted(owner="llamacpp", model="own", key=key, context_tokens=None)  # as builds before 2025
+    asyncio.run(serve(options.host, server))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -87,6 +88,22 @@ async def test_a_child_that_still_says_something_is_not_given_up(caplog: pytest.
     await child.close()
 
 
+async def test_why_it_is_not_ready_is_logged_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    asked = 0
+
+    async def at_last() -> None:
+        nonlocal asked
+        asked += 1
+        if asked < 100:
+            raise Unavailable("the server answers 503")
+
+    child = running("import time; time.sleep(60)", Patience(tell_s=0.3, stop_s=0.5, ask_s=0.01))
+    await child.start(at_last, nothing)
+    assert 1 <= caplog.text.count("not ready yet: the server answers 503") < 20
+    await child.close()
+
+
 async def test_its_last_words_need_no_end_of_line() -> None:
     async def never() -> None:
         raise Unavailable("not yet")
@@ -158,6 +175,26 @@ async def test_a_frozen_child_ends_though_closing_comes_while_it_is_being_stoppe
     finally:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+@pytest.mark.parametrize("held_up_s", [0.0, 0.6])
+async def test_a_child_that_answers_is_left_alone_however_short_the_patience(held_up_s: float) -> None:
+    """Also where it was the event loop that stood still for longer than that."""
+    answered = 0
+
+    async def well() -> None:
+        nonlocal answered
+        await asyncio.sleep(0.02)
+        answered += 1
+
+    child = running("import time; time.sleep(60)", Patience(stop_s=0.5, pause_s=0.01, probe_s=0.8, stall_s=0.4))
+    await child.start(well, well)
+    await asyncio.sleep(0.1)
+    asyncio.get_running_loop().call_soon(time.sleep, held_up_s)
+    await asyncio.sleep(2.0)
+    assert answered >= 4
+    assert child.restarts_total == 0
+    await child.close()
 
 
 async def test_its_lines_are_logged_and_the_first_line_reaches_it(caplog: pytest.LogCaptureFixture) -> None:

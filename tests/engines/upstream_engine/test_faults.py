@@ -29,6 +29,7 @@ from onsight.core.generation import Finished, GenerateRequest, Sampling, TextDel
 from onsight.core.messages import Image, ImageOptions, Message, Text
 from onsight.core.tools import Tool, ToolCall
 from onsight.engines.upstream_engine import Address, UpstreamEngine, UpstreamSettings, Watch
+from onsight.engines.upstream_engine.connection import KeyRefused
 from onsight.engines.upstream_engine.keeper import Check
 from tests.engines.contract import CLICK, WAIT, ask, calling, events_of, idle, solid, text_of
 from tests.engines.upstream_engine.scripted import (
@@ -271,6 +272,23 @@ async def test_an_answer_that_breaks_after_its_first_token_is_an_error_and_is_no
         assert await text_of(engine, ask("again")) == "Hello you"
 
 
+@pytest.mark.parametrize("reason", ["abort", "error", "repetition"])
+async def test_an_end_that_openai_does_not_know_is_named(reason: str) -> None:
+    async with scripted("vllm") as server, started(server) as engine:
+        server.plays = [says(HEAD, piece("Hel"), ending(reason))]
+        with pytest.raises(EngineFailed, match=f"ended the answer with '{reason}'"):
+            await events_of(engine, ask("hi"))
+
+
+async def test_an_answer_that_a_filter_cut_is_passed_on_and_need_not_keep_to_its_schema() -> None:
+    async with scripted() as server, started(server) as engine:
+        server.plays = [says(HEAD, piece('{"a": '), ending("content_filter"))]
+        said, end = await events_of(engine, ask("x", schema='{"type": "object"}'))
+    assert said == TextDelta('{"a": ')
+    assert isinstance(end, Finished)
+    assert end.reason == "content_filter"
+
+
 async def test_an_error_in_the_middle_is_in_the_log_word_for_word(caplog: pytest.LogCaptureFixture) -> None:
     async with scripted() as server, started(server) as engine:
         for broken in (b'data: {"error": {"message": "out of /gpu0"}}\n\n', b"error: out of /gpu0\n\n"):
@@ -296,7 +314,7 @@ async def test_an_endless_line_is_not_read_to_its_end(monkeypatch: pytest.Monkey
         (400, "not json", InvalidRequest),
         (400, {"error": {"type": "exceed_context_size_error", "n_prompt_tokens": 5000}}, ContextTooLong),
         (400, {"error": {"code": "context_length_exceeded", "message": "x"}}, ContextTooLong),
-        (401, "no key /secret/path", EngineFailed),
+        (401, "no key /secret/path", KeyRefused),
         (404, {"detail": "no such model"}, EngineFailed),
         (413, "", TooLarge),
         (429, "", Overloaded),
@@ -580,6 +598,30 @@ async def test_a_server_that_is_down_at_the_start_is_named() -> None:
     with pytest.raises(StartError, match=url):
         await engine.start()
     await engine.close()
+
+
+@pytest.mark.parametrize("key", [None, "wrong"])
+async def test_a_wrong_key_stops_the_start_at_once_with_what_to_do(key: str | None) -> None:
+    async with scripted() as server:
+        server.key = "right"
+        engine = UpstreamEngine(Address(server.url, key=key), Watch(server.url), QUICK)
+        async with asyncio.timeout(10):
+            with pytest.raises(StartError, match=r"401.* --upstream-key"):
+                await engine.start()
+        await engine.close()
+        engine = UpstreamEngine(Address(server.url, key="right"), Watch(server.url), QUICK)
+        await engine.start()
+        await engine.close()
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_server_that_tells_its_models_to_all_but_wants_a_key_for_answers_is_told_apart(status: int) -> None:
+    async with scripted() as server:
+        server.plays = [answers(status)]
+        engine = UpstreamEngine(Address(server.url), Watch(server.url), QUICK)
+        with pytest.raises(StartError, match=rf"{status}.* --upstream-key"):
+            await engine.start()
+        await engine.close()
 
 
 async def test_a_server_that_does_not_count_tokens_is_not_started_with() -> None:

@@ -16,14 +16,26 @@ from tests.servers import served, wait_until
 ROOT = Path(__file__).parents[3]
 
 
-def run(script: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def run(script: str, first_line: str = "{}") -> subprocess.Popen[str]:
+    process = subprocess.Popen(
         leashed([sys.executable, "-c", script]),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+    assert process.stdin is not None
+    process.stdin.write(first_line + "\n")
+    process.stdin.flush()
+    return process
+
+
+def test_what_its_first_line_names_is_in_the_programs_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", "inherited")
+    script = "import os; print(os.environ['SOME_KEY'], len(os.environ) > 1)"
+    with run(script, '{"SOME_KEY": "a secret"}') as process:
+        assert process.stdout is not None
+        assert process.stdout.read() == "a secret True\n"
 
 
 def is_gone(process: psutil.Process) -> bool:
@@ -76,5 +88,5 @@ time.sleep(60)
 
 
 def test_a_program_that_cannot_be_run_is_named() -> None:
-    done = subprocess.run(leashed(["/nowhere/program"]), capture_output=True, text=True, check=False)
+    done = subprocess.run(leashed(["/nowhere/program"]), input="{}\n", capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (1, "/nowhere/program cannot be run: No such file or directory")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -104,6 +105,7 @@ def test_ones_own_llama_server_is_told_the_same() -> None:
         "--model": "/m.gguf", "--mmproj": "/p.gguf", "--host": address.socket, "--ctx-size": "3000",
         "--parallel": "3", "--threads": "2", "--cache-ram": "64", "--image-max-tokens": "256",
     }  # fmt: skip
+    assert json.loads(command.first_line) == {"LLAMA_API_KEY": address.key}
     assert command.socket is not None
     assert Path(command.socket).parent.stat().st_mode & 0o077 == 0
     Path(command.socket).parent.rmdir()

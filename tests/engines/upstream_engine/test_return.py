@@ -26,7 +26,7 @@ async def started(folder: Path, patience: Patience) -> AsyncIterator[tuple[Upstr
     """The engine before a stand-in for vLLM, with the child and its process id."""
     socket = str(folder / "own" / "vllm.sock")
     Path(socket).parent.mkdir()
-    program = [sys.executable, "-m", "tests.engines.upstream_engine.stand_in_vllm", "serve", "m", "--uds", socket]
+    program = [sys.executable, "-m", "tests.engines.upstream_engine.stand_in_vllm", "serve", "org/m", "--uds", socket]
     child = Child(ChildCommand("vllm", program, socket=socket), patience)
     engine = UpstreamEngine(Address("http://vllm", socket), child)
     await engine.start()

@@ -18,6 +18,8 @@ from onsight.tasks.chat import Answer, ChatCall, ChoiceEvent
 
 JsonObject = dict[str, object]
 Status = Literal["in_progress", "completed", "incomplete"]
+Cut = Literal["max_output_tokens", "content_filter"]
+_CUTS: Mapping[FinishReason, Cut] = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
 class SaidText(BaseModel):
@@ -68,11 +70,11 @@ class ResponseUsage(BaseModel):
 
 
 class IncompleteDetails(BaseModel):
-    reason: Literal["max_output_tokens"] = "max_output_tokens"
+    reason: Cut
 
 
 class ResponseObject(BaseModel):
-    """An answer and what was asked for. `incomplete` means that it reached `max_output_tokens`."""
+    """An answer and what was asked for. `incomplete` means that it was cut, by what `incomplete_details` says."""
 
     id: str
     object: Literal["response"] = "response"
@@ -183,7 +185,7 @@ class Telling:
         if not self._response.output:
             yield from self._begin(self._add_message())
         self._finish(reason, usage)
-        yield from self._close("incomplete" if reason == "length" else "completed")
+        yield from self._close("incomplete" if reason in _CUTS else "completed")
         yield self._about(f"response.{self._response.status}")
 
     def _add_message(self) -> SaidMessage:
@@ -197,10 +199,10 @@ class Telling:
         return item
 
     def _finish(self, reason: FinishReason, usage: Usage) -> None:
-        cut = reason == "length"
+        cut = _CUTS.get(reason)
         response = self._response
         response.status = "incomplete" if cut else "completed"
-        response.incomplete_details = IncompleteDetails() if cut else None
+        response.incomplete_details = IncompleteDetails(reason=cut) if cut else None
         response.output[-1].status = response.status
         response.usage = ResponseUsage(
             input_tokens=usage.prompt_tokens,

@@ -183,7 +183,8 @@ def _line(line: Line, answer: Answer) -> LineObject:
 
 def _reason(reasons: Sequence[FinishReason]) -> FinishReason:
     """One reason for several answers: cut, if any of them was."""
-    return "length" if "length" in reasons else reasons[0]
+    cuts: tuple[FinishReason, ...] = ("length", "content_filter")
+    return next((cut for cut in cuts if cut in reasons), reasons[0])
 
 
 def _sum(usages: Sequence[Usage]) -> Usage:

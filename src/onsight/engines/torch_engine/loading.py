@@ -31,7 +31,7 @@ from onsight.engines.torch_engine.narrowing import (
 )
 from onsight.engines.torch_engine.quantize import INT8_BESIDE, ON_GPU, Scheme, int8_is_exact, packed_bytes
 from onsight.engines.torch_engine.settings import DeviceChoice, DtypeChoice
-from onsight.models.hub import ADAPTER_CONFIG
+from onsight.models.hub import ADAPTER_CONFIG, QUANT_METHOD
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +44,6 @@ _FORGETTABLE = (".rotary_emb.inv_freq", ".position_ids")
 """Buffers that old checkpoints store though they are computed, not learned."""
 _PLAIN_KINDS = ("F64", "F32", "F16", "BF16")
 """How safetensors calls the number formats that hold weights as they are; all others are quantised."""
-QUANT_METHOD = "onsight"
-"""In config.json: the weights are quantised, and this program reads them."""
 _STORED_BYTES = {"U8": 1, "I8": 1, "BF16": 2, "F16": 2, "F32": 4}
 """A number's, in the formats that are kept as they are stored."""
 _NAMED = 3

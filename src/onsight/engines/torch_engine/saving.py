@@ -18,7 +18,7 @@ from onsight.engines.torch_engine.memory import require_room
 from onsight.engines.torch_engine.quantize import Scheme, packed_order
 from onsight.engines.torch_engine.vocabulary import Vocabulary
 from onsight.models.card import ModelCard
-from onsight.models.hub import WANTED
+from onsight.models.hub import QUANT_METHOD, WANTED
 
 _SHARD_BYTES = 1 << 30
 """About so many bytes a file: what is written is copied once, a file at a time."""
@@ -74,7 +74,7 @@ def _write_beside(folder: Path, scheme: Scheme, out: Path) -> None:
             shutil.copyfile(path, out / path.name)
     table = loading.read_json(folder / "config.json")
     table["quantization_config"] = {
-        "quant_method": loading.QUANT_METHOD,
+        "quant_method": QUANT_METHOD,
         "scheme": scheme,
         "order": packed_order(),
     }

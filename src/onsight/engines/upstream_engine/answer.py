@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import get_args
+
 from pydantic import BaseModel, ConfigDict
 
 from onsight.core.errors import EngineFailed, Unsupported
@@ -19,6 +22,10 @@ from onsight.core.json_text import is_json
 Delta = TextDelta | ToolCallDelta
 
 GARBAGE = "the model's server answered in a way that cannot be read; the server's log says more"
+
+
+_REASONS: Mapping[str, FinishReason] = {reason: reason for reason in get_args(FinishReason)}
+_SHOWN = 40
 
 
 class _Wire(BaseModel):
@@ -61,7 +68,7 @@ class _Delta(_Wire):
 
 class _Choice(_Wire):
     delta: _Delta
-    finish_reason: FinishReason | None = None
+    finish_reason: str | None = None
     logprobs: _Logprobs | None = None
 
 
@@ -111,7 +118,7 @@ class AnswerReader:
             raise EngineFailed("the model called a tool that the request does not offer; ask again")
         if request.sampling.logprobs and self._text and not self._has_logprobs:
             raise _passed_over("logprobs")
-        if self.reason == "length":
+        if self.reason in ("length", "content_filter"):
             return
         if choice is not None and choice.mode == "required" and not self._called:
             raise _passed_over("tool_choice")
@@ -143,7 +150,8 @@ class AnswerReader:
         if not chunk.choices:
             return []
         (choice,) = chunk.choices
-        self.reason = choice.finish_reason or self.reason
+        if choice.finish_reason:
+            self.reason = _reason(choice.finish_reason)
         tokens = (choice.logprobs.content or []) if choice.logprobs else []
         text = choice.delta.content or ""
         self._text += text
@@ -175,6 +183,13 @@ class AnswerReader:
         self.usage = Usage(
             usage.prompt_tokens, usage.completion_tokens, details.cached_tokens or 0, details.image_tokens or 0
         )
+
+
+def _reason(said: str) -> FinishReason:
+    """Raises EngineFailed for an end that OpenAI's API does not know, as vLLM's "abort"."""
+    if said not in _REASONS:
+        raise EngineFailed(f"the model's server ended the answer with {said[:_SHOWN]!r}; ask again")
+    return _REASONS[said]
 
 
 def _passed_over(field: str) -> Unsupported:

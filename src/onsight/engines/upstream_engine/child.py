@@ -41,15 +41,17 @@ class ChildCommand:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long what may take, in seconds. `start_s`: without a word in its log until it answers. `stop_s`: between
-    SIGTERM and SIGKILL.
+    """How long what may take, in seconds. `start_s`: without a word in its log until it answers; every `tell_s`
+    meanwhile the log says why it does not. `stop_s`: between SIGTERM and SIGKILL.
 
     `pause_s`, `longest_pause_s`: before it is started again, doubled with each death in a row; a life of `steady_s`
     ends the row. `return_s`: a request may wait for its return. `ask_s`: between two questions whether it is ready.
-    `probe_s`: between two whether it still answers; without an answer for `stall_s` it is ended and started again.
+    `probe_s`: between two whether it still answers, at most half of `stall_s`: without an answer for so long it is
+    ended and started again.
     """
 
     start_s: float = 600.0
+    tell_s: float = 30.0
     stop_s: float = 10.0
     pause_s: float = 0.5
     longest_pause_s: float = 30.0
@@ -155,20 +157,23 @@ class Child:
 
     async def _until_it_fails(self, life: _Life, probe: Check) -> str:
         """Return when it has ended or is stalled, with a word on that."""
+        stall_s = self._patience.stall_s
+        probe_s = min(self._patience.probe_s, stall_s / 2)
         answered_s = time.monotonic()
         while True:
-            await _wait(life.process, self._patience.probe_s)
+            await _wait(life.process, probe_s)
             if life.process.returncode is not None:
                 self._state = "loading"
                 return f"ended with {life.process.returncode}"
             try:
-                async with asyncio.timeout(answered_s + self._patience.stall_s - time.monotonic()):
+                # It may be us who were held up since the last answer.
+                async with asyncio.timeout(max(probe_s, answered_s + stall_s - time.monotonic())):
                     await probe()
                 answered_s = time.monotonic()
             except (RequestError, StartError, TimeoutError) as error:
-                if time.monotonic() - answered_s >= self._patience.stall_s:
+                if time.monotonic() - answered_s >= stall_s:
                     self._state = "stalled"
-                    return f"has not answered for {self._patience.stall_s:g} s ({error or 'no word'})"
+                    return f"has not answered for {stall_s:g} s ({error or 'no word'})"
 
     async def _launch(self) -> _Life:
         command = self._command
@@ -195,14 +200,17 @@ class Child:
     async def _until_ready(self, life: _Life, check: Check) -> None:
         """Ask until it answers. Raises StartError when it dies, or needs too long."""
         problem: Exception | None = None
+        name, told_s = self._command.name, time.monotonic()
         while life.process.returncode is None and time.monotonic() - life.words.last_s < self._patience.start_s:
             try:
                 await check()
                 return
             except RequestError as error:
                 problem = error
+            if time.monotonic() - told_s >= self._patience.tell_s:
+                told_s = time.monotonic()
+                log.info("%s is not ready yet: %s", name, problem)
             await asyncio.sleep(self._patience.ask_s)
-        name = self._command.name
         if life.process.returncode is None:
             raise StartError(f"{name} gave no answer and said nothing for {self._patience.start_s:.0f} s: {problem}")
         await asyncio.wait({life.logging}, timeout=1)

@@ -34,6 +34,7 @@ _CONNECT_S = 5.0
 _MEDIA_MARKER = "<__media__>"
 """What stands for a picture in llama.cpp's builds that do not say it."""
 _WRITE_S = 60.0
+_NO_ENTRY = (401, 403)
 _CHAT = "/v1/chat/completions"
 _JSON = {"content-type": "application/json"}
 
@@ -59,6 +60,16 @@ class Facts:
 
 class Unreached(Unavailable):
     """The request did not get to the model, so that it may be sent again."""
+
+
+class KeyRefused(EngineFailed):
+    """The server does not let us in."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(
+            f"the model's server answers {status}, so it wants a key, or another one: give that of a server that runs"
+            " elsewhere as --upstream-key, and leave keys out of the settings of one that Onsight starts"
+        )
 
 
 class Connection:
@@ -140,6 +151,8 @@ class Connection:
             raise _broken(error, begun=False) from error
         if response.status_code != 200:
             log.debug("the model's server answered %d to %s: %s", response.status_code, path, response.text[:_SHOWN])
+            if response.status_code in _NO_ENTRY:
+                raise KeyRefused(response.status_code)
             raise Unreached(
                 f"the model's server answers {response.status_code}; try again soon", retry_after_s=_RETRY_S
             )
@@ -182,6 +195,8 @@ async def _refusal(response: httpx.Response) -> RequestError:
     shown = text[:_SHOWN].decode("utf-8", "replace")
     status = response.status_code
     log.warning("the model's server answered %d: %s", status, shown)
+    if status in _NO_ENTRY:
+        return KeyRefused(status)
     if status == 413:
         return TooLarge("the request's pictures are too large for the model's server: send smaller or fewer ones")
     if status == 429:

@@ -26,7 +26,7 @@ from onsight.core.tools import ToolCall
 from onsight.core.turns import Turns
 from onsight.engines.upstream_engine.answer import GARBAGE, AnswerReader
 from onsight.engines.upstream_engine.body import Body, write_body
-from onsight.engines.upstream_engine.connection import Address, Connection, Facts, Unreached
+from onsight.engines.upstream_engine.connection import Address, Connection, Facts, KeyRefused, Unreached
 from onsight.engines.upstream_engine.keeper import Keeper
 
 log = logging.getLogger(__name__)
@@ -224,7 +224,10 @@ class UpstreamEngine:
 
     async def _check(self) -> None:
         """One real answer, after which the server counts as ready. Raises RequestError, StartError."""
-        facts = await self._connection.facts(self._settings.model, self._settings.context_tokens)
+        try:
+            facts = await self._connection.facts(self._settings.model, self._settings.context_tokens)
+        except KeyRefused as error:
+            raise StartError(error.message) from None
         if facts.context_tokens is None:
             raise StartError("the model's server does not say how many tokens it holds: set --max-model-len")
         asked = self._settings.context_tokens

@@ -1,12 +1,14 @@
 """Runs a program that does not notice when we are gone, and ends it and what it started then; run as a script.
 
 `python -I leash.py PROGRAM ARGUMENTS...`, in a process group of its own, with standard input held open by whoever
-started it: when that is closed, even by SIGKILL, the whole group is killed. Else it ends as the program ends.
+started it: when that is closed, even by SIGKILL, the whole group is killed. Else it ends as the program ends. The first
+line there is a JSON object: what the program's environment holds besides ours.
 """
 
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -19,11 +21,13 @@ _PR_SET_PDEATHSIG = 1
 
 
 def leashed(arguments: Sequence[str]) -> list[str]:
-    """The command line that runs `arguments` so."""
+    """The command line that runs `arguments` so; what is secret goes into the first line, which only we can read."""
     return [sys.executable, "-I", __file__, *arguments]
 
 
 def main() -> None:
+    for name, value in json.loads(sys.stdin.readline() or "{}").items():
+        os.putenv(name, value)
     # Handlers and not SIG_IGN, which the program would inherit. It has these signals too, as one of the group.
     for number in _STOPS:
         signal.signal(number, lambda *_: None)

@@ -104,7 +104,7 @@ def own_server(executable: str, options: LlamaOptions) -> tuple[Address, ChildCo
     """The user's own build of llama-server. Raises StartError when it is no program."""
     if not os.access(executable, os.X_OK) or not Path(executable).is_file():
         raise StartError(f"llama_server {executable!r} is neither a URL nor a program that can be run")
-    address = _private_address()
+    address = _private_address(secrets.token_urlsafe(24))
     least, most = options.image_tokens
     given = {
         "--model": options.model,
@@ -118,9 +118,10 @@ def own_server(executable: str, options: LlamaOptions) -> tuple[Address, ChildCo
         "--image-max-tokens": most,
     }
     flags = [text for flag, value in given.items() if value is not None for text in (flag, str(value))]
-    return address, ChildCommand("llama", leashed([executable, *flags]), socket=address.socket)
+    line = json.dumps({"LLAMA_API_KEY": address.key})
+    return address, ChildCommand("llama", leashed([executable, *flags]), first_line=line, socket=address.socket)
 
 
-def _private_address(key: str | None = None) -> Address:
+def _private_address(key: str) -> Address:
     """A unix socket in a folder that only this user may enter."""
     return Address("http://llama", str(Path(tempfile.mkdtemp(prefix="onsight-")) / "llama.sock"), key)

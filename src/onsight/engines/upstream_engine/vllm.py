@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import secrets
 import shlex
 import shutil
 import tempfile
@@ -19,9 +21,13 @@ FAMILIES = frozenset({"qwen_vl", "smolvlm", "phi3_vision"})
 
 @dataclass(frozen=True, slots=True)
 class VllmOptions:
-    """What vLLM is told; `arguments` as on its own command line. None leaves it to vLLM."""
+    """What vLLM is told; `arguments` as on its own command line. None leaves it to vLLM.
+
+    `model`: a folder or a Hub id. `name`: what it calls the model.
+    """
 
     model: str
+    name: str
     revision: str | None
     context_tokens: int | None
     slots: int | None
@@ -46,10 +52,15 @@ def vllm_server(executable: str | None, options: VllmOptions) -> tuple[Address, 
         extra = shlex.split(options.arguments)
     except ValueError as error:
         raise StartError(f"vllm_args {options.arguments!r} cannot be split into words: {error}") from None
+    if any(word.partition("=")[0].replace("_", "-") == "--api-key" for word in extra):
+        raise StartError(
+            "vllm_args hold --api-key, but vLLM gets a key that Onsight makes up, and clients send Onsight's own"
+            " (ONSIGHT_API_KEY): leave it out"
+        )
     socket = str(Path(tempfile.mkdtemp(prefix="onsight-")) / "vllm.sock")
     given = {
         "--uds": socket,
-        "--served-model-name": options.model,
+        "--served-model-name": options.name,
         # Sampling defaults are ours; a checkpoint's own must not leak in.
         "--generation-config": "vllm",
         "--max-num-seqs": options.slots,
@@ -57,5 +68,8 @@ def vllm_server(executable: str | None, options: VllmOptions) -> tuple[Address, 
         "--revision": options.revision,
     }
     flags = [text for flag, value in given.items() if value is not None for text in (flag, str(value))]
-    command = ChildCommand("vllm", leashed([program, "serve", options.model, *flags, *extra]), socket=socket)
-    return Address("http://vllm", socket), command
+    # A key of ours in any case: one in our environment would else become vLLM's own, and we would not be let in.
+    key = secrets.token_urlsafe(24)
+    arguments = leashed([program, "serve", options.model, *flags, *extra])
+    command = ChildCommand("vllm", arguments, first_line=json.dumps({"VLLM_API_KEY": key}), socket=socket)
+    return Address("http://vllm", socket, key), command
