@@ -46,7 +46,7 @@ class _Reset(_Post):
     event_id: _Name
 
 
-_ENDS = {"gradio_api/cancel": _Cancel, "gradio_api/reset": _Reset}
+_ENDS: dict[str, type[_Post]] = {"gradio_api/cancel": _Cancel, "gradio_api/reset": _Reset}
 
 
 async def read_body(request: Request, most_bytes: int) -> bytes:
