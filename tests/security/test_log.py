@@ -33,4 +33,5 @@ async def test_nothing_that_is_asked_or_answered_is_in_the_log(
     assert "secret" in answer.text
     (line,) = lines(caplog)
     assert line.startswith("request id=")
-    assert not {"secret", "engine:"} & set(line.split())
+    assert "secret" not in line
+    assert "engine" not in line

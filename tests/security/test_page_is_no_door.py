@@ -208,6 +208,11 @@ def test_the_page_asks_nobody_outside(page: httpx.Client) -> None:
             assert at(page, language, f"/{path.lstrip('./')}").status_code == 200, path
     assert page.post("/gradio_api/upload", files={"files": ("a.png", plain(), "image/png")}).status_code == 200
     assert len(list(asked_of_each_event(page, ""))) >= 5
+    looks = [one["id"] for one in page.get("/config").json()["dependencies"] if one["backend_fn"] and not one["queue"]]
+    for look in looks:
+        body = {"data": [], "fn_index": look, "session_hash": "tab"}
+        assert page.post("/gradio_api/run/predict", json=body).status_code == 200
+    assert len(looks) == 2
     assert OUTSIDE == []
 
 
