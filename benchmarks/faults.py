@@ -23,6 +23,7 @@ from pathlib import Path
 import httpx
 import psutil
 
+from benchmarks.endless import endless_copy
 from benchmarks.report import ROOT, Aim, Cell, Report, Table, publish
 from benchmarks.screens import data_url
 from tests.media.papers import page, pdf
@@ -49,8 +50,9 @@ class Ended:
 class Row:
     """`ended`: how those requests ended that had been accepted when it happened.
 
-    `may_lose`: how many of them may end in an error: those that die with what was killed. `note`: what else was seen.
-    `ready_s`: seconds until the server was ready again; None where it was ready all the time, or was to end.
+    `may_lose`: how many of them may end in an error: those that die with what was killed. `must_lose`: so many do, or
+    the fault came too late to be one. `note`: what else was seen. `ready_s`: seconds until the server was ready again;
+    None where it was ready all the time, or was to end. `exit_code`: of a server that was to end.
     """
 
     fault: str
@@ -58,6 +60,8 @@ class Row:
     may_lose: int = 0
     note: str = ""
     ready_s: float | None = None
+    must_lose: int = 0
+    exit_code: int = 0
 
     @property
     def lost(self) -> int:
@@ -70,7 +74,7 @@ class Row:
 
     @property
     def kept(self) -> bool:
-        return self.lost <= self.may_lose and self.untold == 0
+        return self.must_lose <= self.lost <= self.may_lose and self.untold == 0 and self.exit_code == 0
 
 
 def ask(url: str, text: str = "Say all that you can.", tokens: int = 150, **fields: object) -> Ended:
@@ -116,7 +120,7 @@ def until(true: Callable[[], bool], timeout_s: float = 60.0) -> float:
 
 def running(server: Served) -> int:
     """Requests that an engine works on."""
-    return sum(float(line.split()[-1]) > 0 for line in _metric(server, "num_requests_running"))
+    return sum(int(float(line.split()[-1])) for line in _metric(server, "num_requests_running"))
 
 
 def _metric(server: Served, name: str) -> list[str]:
@@ -136,7 +140,7 @@ def told(ended: list[Ended]) -> str:
     return ", ".join(sorted({f"{one.status or 'closed'} {one.error}" for one in ended if not one.whole})) or "nothing"
 
 
-def terminated(*, twice: bool) -> Row:
+def terminated() -> Row:
     with served("peek") as server:
         clients = Clients(4)
         for _ in range(4):
@@ -146,12 +150,25 @@ def terminated(*, twice: bool) -> Row:
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
         new = ask(server.url, "hi", 2)
-        if twice:
-            server.process.send_signal(signal.SIGTERM)
         ended = clients.ended()
         code = server.process.wait(60)
-    name = "SIGTERM twice, 0.2 s apart" if twice else "SIGTERM"
-    return Row(name, ended, 4 if twice else 0, f"a new one: {told([new])}; exit code {code}")
+    return Row("SIGTERM", ended, 0, f"a new one: {told([new])}; exit code {code}", exit_code=code)
+
+
+def terminated_twice(folder: Path) -> Row:
+    """Answers end at the context's end alone, seconds later: all of them are there to be cut."""
+    with served(str(endless_copy(ROOT / "src/onsight/bundled/peek", folder / "endless"))) as server:
+        clients = Clients(4)
+        for _ in range(4):
+            clients.ask(server.url, tokens=1900)
+        until(lambda: running(server) == 4)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        server.process.send_signal(signal.SIGTERM)
+        ended = clients.ended()
+        code = server.process.wait(60)
+    name = "SIGTERM twice, 0.2 s apart"
+    return Row(name, ended, 4, f"exit code {code}", must_lose=4, exit_code=code)
 
 
 def killed_pdf_child() -> Row:
@@ -352,8 +369,8 @@ def _free_port() -> int:
 def faults(folder: Path) -> tuple[Callable[[], Row], ...]:
     """All of them; `folder` is empty, and theirs."""
     return (
-        lambda: terminated(twice=False),
-        lambda: terminated(twice=True),
+        terminated,
+        lambda: terminated_twice(folder),
         killed_pdf_child,
         lambda: killed_llama_child(folder),
         lambda: killed_vllm_child(folder),
@@ -387,6 +404,8 @@ def report(rows: list[Row]) -> Report:
     aims = (
         Aim("accepted requests lost beyond those that may be", 0, sum(max(0, r.lost - r.may_lose) for r in rows), ""),
         Aim("requests that ended without a word", 0, sum(row.untold for row in rows), ""),
+        Aim("requests that a fault was to cut and did not", 0, sum(max(0, r.must_lose - r.lost) for r in rows), ""),
+        Aim("servers that were to end and did not with 0", 0, sum(row.exit_code != 0 for row in rows), ""),
     )
     notes = (
         "Each row is a server of its own, with Peek; `running` requests had been accepted when the fault came. A lost"

@@ -8,9 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from onsight.api.request_log import log_request
 from onsight.engines.fake_engine import FakeScript
-from onsight.tasks.record import Record
 from tests.api.conftest import Bench, hello
 
 
@@ -58,11 +56,3 @@ async def test_probes_are_not_logged(bench: Bench, caplog: pytest.LogCaptureFixt
     for path in ("/health", "/ready", "/metrics", "/"):
         await bench.get(path)
     assert lines(caplog) == []
-
-
-def test_no_value_can_break_the_line(caplog: pytest.LogCaptureFixture) -> None:
-    log_request(Record("id\r\nrequest id=forged", "chat", "a\u2028b\x1b[0m reason=stop", reason='x"y'))
-    (line,) = lines(caplog)
-    assert line.isascii()
-    assert line.isprintable()
-    assert 'model="a\\u2028b\\u001b[0m reason=stop"' in line

@@ -1,5 +1,5 @@
 """The API tests' bench."""
 
-from tests.api.conftest import build
+from tests.api.conftest import bench, build
 
-__all__ = ["build"]
+__all__ = ["bench", "build"]

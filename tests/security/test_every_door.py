@@ -13,7 +13,7 @@ from PIL import Image as Pillow
 
 from onsight.ui.layout import _TABS
 from tests.media.clips import clip, gif
-from tests.media.pictures import encoded, plain
+from tests.media.pictures import encoded, pixel, plain
 from tests.media.test_image import big_gif, big_webp, png_of_zeros, square_tiff
 from tests.security.doors import DOORS, METADATA, NO_MEDIA, PUBLIC, Door, Given, House
 
@@ -179,6 +179,26 @@ async def test_injection_what_looks_like_a_placeholder_is_text(house: House, doo
     assert said.fine, said
     assert len(house.shown) == 1
     assert any(MARKS in text for text in house.texts)
+
+
+def lying_on_its_side() -> bytes:
+    """Stored 24x32, shown 32x24: on top see-through, which is white, below red."""
+    shown = Pillow.new("RGBA", (32, 24), (255, 0, 0, 255))
+    shown.paste((0, 0, 255, 0), (0, 0, 32, 12))
+    exif = Pillow.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    return encoded(shown.transpose(Pillow.Transpose.ROTATE_90), exif=exif)
+
+
+@through()
+async def test_viewer_a_picture_is_seen_upright_and_on_white(house: House, door: Door) -> None:
+    house.forget()
+    said = await door.show(house, lying_on_its_side(), "what is it?")
+    assert said.fine, said
+    (seen,) = house.shown
+    assert (seen.width, seen.height) == (32, 24)
+    for x in (2, 16, 29):
+        assert [pixel(seen, x, y) for y in (2, 21)] == [(255, 255, 255), (255, 0, 0)]
 
 
 def twins() -> tuple[bytes, bytes]:

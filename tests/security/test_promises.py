@@ -36,6 +36,8 @@ THREATS = {
     "log injection": "No value forges a line of the log, and no prompt is in it",
     "the page reads files": "The page reads its uploads and nothing else",
     "the page's library fetches": "Gradio, which the page is made of, fetches nothing",
+    "the page asks others": "Neither the page nor a browser that shows it asks anybody else",
+    "the page is sent what it is not made for": "What is posted to the page and is none of its events is refused",
     "uploads fill the disk": "Uploads do not fill the disk, or the memory under `--tmpfs /tmp`",
     "Ray": "A Ray cluster is closed",
 }
@@ -52,6 +54,13 @@ def promises(document: str) -> list[str]:
 def test_every_threat_is_answered_by_one_promise() -> None:
     made = [row.split("|")[1].strip() for row in promises("security.md")]
     assert {threat: made.count(promise) for threat, promise in THREATS.items()} == dict.fromkeys(THREATS, 1)
+
+
+def test_every_threat_has_a_test_in_these_two_folders() -> None:
+    """Whatever tests of single parts hold beside it."""
+    rows = {row.split("|")[1].strip(): row for row in promises("security.md")}
+    here = {threat for threat, made in THREATS.items() if re.search(r"`tests/(security|reliability)/", rows[made])}
+    assert THREATS.keys() - here == set()
 
 
 @pytest.mark.parametrize(("document", "least"), [("security.md", 35), ("reliability.md", 12)])

@@ -224,32 +224,6 @@ async def test_what_a_visitor_asks_is_asked_in_their_name_and_counted(tmp_path: 
     assert "fake engine: hello" in told[0]
 
 
-async def test_uploads_are_counted_and_the_oldest_make_room(tmp_path: Path) -> None:
-    doors: list[MediaDoor] = []
-    place = furnished(tmp_path / "office", doors).desk.place
-    counted: list[str] = []
-    rate = Rate("key", 3)
-
-    def count(who: str) -> None:
-        counted.append(who)
-        rate.count(who)
-
-    async with opened(replace(place, count=count, uploads_bytes=25), tmp_path / "uploads", KEY) as (client, folder):
-        examples = set((folder / "examples").iterdir())
-        await client.post("/ui/en/", data={"key": KEY})
-        answers = []
-        for name in "abcd":
-            files = {"files": (f"{name}.png", name.encode() * 10, "image/png")}
-            answers.append(await client.post("/ui/en/gradio_api/upload", files=files))
-        left = {path.name for path in folder.rglob("?.png")}
-        assert set((folder / "examples").iterdir()) == examples != set()
-    doors[0].close()
-    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
-    assert answers[-1].headers["retry-after"] == "20"
-    assert counted == ["key"] * 4
-    assert left == {"b.png", "c.png"}
-
-
 async def test_a_retriever_alone_has_a_page_with_the_search_tab_alone(tmp_path: Path) -> None:
     doors: list[MediaDoor] = []
     engine = TorchEmbedEngine(LEAF, LEAF_CARD)

@@ -47,7 +47,8 @@ def taken_up(scope: Scope) -> None:
 
 
 class Boundary:
-    """Wraps the whole application, as ASGI middleware; `envelopes`: path -> what errors look like there.
+    """Wraps the whole application, as ASGI middleware; `envelopes`: path -> what errors look like there, unless the
+    request's state has an `envelope` of its own.
 
     `refused`: told of each error that no task keeps books of. A refused WebSocket is closed, for it has no answer.
     """
@@ -92,6 +93,7 @@ class Boundary:
 
     async def _answer(self, error: RequestError, envelope: Envelope | None, scope: Scope, exchange: _Exchange) -> None:
         if not exchange.started:
+            envelope = scope["state"].get("envelope", envelope)
             if not scope["state"]["taken_up"]:
                 if self._refused is not None:
                     self._refused(error)

@@ -20,7 +20,7 @@ from onsight.ui.desk import Desk, new_id, noting
 from onsight.ui.drawn import thumbnails
 from onsight.ui.mistakes import Mistake
 from onsight.ui.packaged import example_url
-from onsight.ui.parts import bind, problem, problem_line, stop_button
+from onsight.ui.parts import Question, bind, problem, problem_line, stop_button
 
 _MAX_TOKENS = 512
 _TEMPERATURE = 0.7
@@ -120,7 +120,7 @@ def add_chat_tab(desk: Desk) -> None:
             buttons=["copy"],
             elem_id="talk",
         )
-        field = gr.MultimodalTextbox(
+        field = Question(
             label=words("chat.message"),
             placeholder=words("chat.placeholder"),
             file_count="multiple",
@@ -148,7 +148,7 @@ def add_chat_tab(desk: Desk) -> None:
         _add_examples(desk, field)
 
 
-def _add_examples(desk: Desk, field: gr.MultimodalTextbox) -> None:
+def _add_examples(desk: Desk, field: Question) -> None:
     """Pictures of our own, each with a button that puts it and a question into the message field."""
     asked_in = desk.words_for(desk.place.model.card)
     gr.Markdown(desk.words("page.examples"))

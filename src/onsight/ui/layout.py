@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from html import escape
 
@@ -20,11 +19,14 @@ from onsight.ui.ocr_tab import add_ocr_tab
 from onsight.ui.packaged import packaged
 from onsight.ui.region_tab import add_region_tab
 from onsight.ui.search_tab import add_search_tab
+from onsight.ui.upload_books import take_files_alone
 from onsight.ui.words import LANGUAGES
 
 _LOOK_AGAIN_S = 3
 _SWEEP_EVERY_S = 600
 _UPLOADS_LIVE_S = 2 * 3600
+_SESSIONS = 512
+"""Tabs of browsers whose conversations are kept; of each one Gradio keeps what it last posted too."""
 
 _TABS = {
     "chat": add_chat_tab,
@@ -37,13 +39,14 @@ _TABS = {
 """What a model's card may be capable of, and the tab for it."""
 
 
-def mount(app: FastAPI, desk: Desk, max_file_bytes: int) -> asyncio.Event:
+def mount(app: FastAPI, desk: Desk, max_file_bytes: int, most_events: int) -> App:
     """Mount the page in `desk`'s language at `/LANGUAGE` of `app`; its lifespan starts the page's work.
 
-    What is returned ends, once set, the stream that each open page keeps: Gradio sets it only where itself listens.
+    `most_events`: so many may run at once, and more never come. What is returned is Gradio's own application.
     """
     forbid_fetching()
-    blocks = _blocks(desk)
+    take_files_alone()
+    blocks = _blocks(desk, most_events)
     # Else Gradio copies any file of this machine that a request names among the uploads: it looks where one lies only
     # once it has been launched, and a mounted page never is.
     blocks.has_launched = True
@@ -68,11 +71,10 @@ def mount(app: FastAPI, desk: Desk, max_file_bytes: int) -> asyncio.Event:
     mounted = app.routes[-1]
     assert isinstance(mounted, Mount)
     assert isinstance(mounted.app, App)
-    stop: asyncio.Event = mounted.app.stop_event
-    return stop
+    return mounted.app
 
 
-def _blocks(desk: Desk) -> gr.Blocks:
+def _blocks(desk: Desk, most_events: int) -> gr.Blocks:
     words, capabilities = desk.words, desk.place.capabilities
     with gr.Blocks(
         title=words("page.title"), analytics_enabled=False, delete_cache=(_SWEEP_EVERY_S, _UPLOADS_LIVE_S)
@@ -84,7 +86,9 @@ def _blocks(desk: Desk) -> gr.Blocks:
             for capability, add_tab in _TABS.items():
                 if capability in capabilities:
                     add_tab(desk)
-    blocks.queue(default_concurrency_limit=None, api_open=False)
+    blocks.max_threads = most_events
+    blocks.state_session_capacity = _SESSIONS
+    blocks.queue(default_concurrency_limit=None, api_open=False, max_size=most_events)
     return blocks
 
 

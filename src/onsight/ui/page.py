@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
@@ -16,11 +18,17 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from onsight.core.errors import InvalidRequest
 from onsight.media.uploads import Uploads
 from onsight.ui.desk import CALLER, Desk, Workplace
 from onsight.ui.gate import Gate
+from onsight.ui.open_events import OpenEvents
 from onsight.ui.packaged import lay_out_examples
+from onsight.ui.posts import JOIN, MOST_BYTES, read_body, read_post, with_body
 from onsight.ui.words import LANGUAGES, choose_language, load_words
+
+if TYPE_CHECKING:
+    from gradio.routes import App
 
 # Gradio's script is inline and builds functions of the page's own texts; whatever it does, it asks this server alone.
 _POLICY = (
@@ -38,7 +46,10 @@ _ICON = (
 _UPLOAD = "gradio_api/upload"
 
 # What the page's script posts to. Gradio has more: one runs FFmpeg on what it is sent.
-_POSTS = re.compile(rf"{_UPLOAD}|gradio_api/(?:queue/join|run/[^/]+|cancel|reset)")
+_POSTS = re.compile(rf"{_UPLOAD}|{JOIN}|gradio_api/(?:run/[^/]+|cancel|reset)")
+
+# As browsers write it; with a charset, names of files could be what no file can be called.
+_FORM = re.compile(r'multipart/form-data; *boundary="?[A-Za-z0-9\'()+_,./:=?-]{1,70}"?', re.IGNORECASE)
 
 _NAME = re.compile(r"[a-z0-9._:-]*")
 """Of a host, in lower case and without brackets."""
@@ -62,9 +73,10 @@ class Page:
         self._examples = folder / "examples"
         self._gate = None if name_of is None else Gate(name_of)
         self._words = {language: load_words(language) for language in LANGUAGES}
+        self._events = OpenEvents(place.admission)
         self._app: ASGIApp | None = None
         self._started = asyncio.Event()
-        self._stops: list[asyncio.Event] = []
+        self._mounted: dict[str, App] = {}
         self._running = AsyncExitStack()
 
     async def start(self) -> None:
@@ -76,8 +88,8 @@ class Page:
 
     def end_streams(self) -> None:
         """End the streams that browsers keep open for as long as they show the page."""
-        for stop in self._stops:
-            stop.set()
+        for mounted in self._mounted.values():
+            mounted.stop_event.set()
 
     async def close(self) -> None:
         """Stop its work and remove what was uploaded. May be called twice."""
@@ -90,8 +102,10 @@ class Page:
 
         app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
         examples = lay_out_examples(self._examples)
-        for words in self._words.values():
-            self._stops.append(mount(app, Desk(self._place, words, self._uploads, examples), self._max_bytes))
+        for language, words in self._words.items():
+            desk = Desk(self._place, words, self._uploads, examples)
+            self._mounted[language] = mount(app, desk, self._max_bytes, self._events.most)
+            self._events.watch(language, self._mounted[language].get_blocks()._queue)
         return app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -115,19 +129,51 @@ class Page:
             await self._started.wait()
             assert self._app is not None
             if request.method == "POST" and rest == _UPLOAD:
-                await self._take_upload(self._app, scope, receive, send)
+                await self._take_upload(self._app, request, language, send)
+            elif request.method == "POST":
+                await self._take_post(self._app, request, language, rest, send)
+            elif rest == "gradio_api/queue/data":
+                with self._events.reading(language, request.query_params.get("session_hash", "")):
+                    await self._app(scope, receive, send)
+            elif rest == "gradio_api/upload_progress":
+                await self._tell_progress(self._app, request, send)
             else:
                 await self._app(scope, receive, send if rest else _Cleaned(send, language))
 
-    async def _take_upload(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Count it, and make room for it afterwards. Raises Overloaded for one too many."""
+    async def _take_upload(self, app: ASGIApp, request: Request, language: str, send: Send) -> None:
+        """Count it, and make room for it afterwards. Raises Overloaded for one too many, InvalidRequest."""
+        from onsight.ui.upload_books import forget_progress, forget_removed
+
         if self._place.count is not None:
-            self._place.count(scope["state"]["visitor"])
+            self._place.count(request.state.visitor)
+        if not _FORM.fullmatch(request.headers.get("content-type", "")):
+            raise InvalidRequest("an upload is a form: multipart/form-data with a boundary and no charset")
         try:
-            await app(scope, receive, send)
+            await app(request.scope, request.receive, send)
         finally:
             # However it ended: Gradio keeps what came of an upload that broke off.
             await asyncio.to_thread(self._uploads.drop_oldest, self._place.uploads_bytes, self._examples)
+            await forget_removed(self._mounted[language])
+            forget_progress(request.query_params.get("upload_id", ""))
+
+    async def _take_post(self, app: ASGIApp, request: Request, language: str, path: str, send: Send) -> None:
+        """Hand on what was checked, and count what then is open. Raises TooLarge, InvalidRequest, Overloaded."""
+        words = self._words[language]
+        # The page's script shows what stands there.
+        request.state.envelope = lambda error, _: json.dumps({"detail": words.sentence(error)}).encode()
+        body = await read_body(request, MOST_BYTES)
+        tab, body = read_post(path, body, self._mounted[language].get_blocks().fns)
+        scope, receive = with_body(request.scope, body, request.receive)
+        with self._events.asking(language, tab, request.state.visitor) if path == JOIN else nullcontext():
+            await app(scope, receive, send)
+
+    async def _tell_progress(self, app: ASGIApp, request: Request, send: Send) -> None:
+        from onsight.ui.upload_books import forget_progress
+
+        try:
+            await app(request.scope, request.receive, send)
+        finally:
+            forget_progress(request.query_params.get("upload_id", ""))
 
     def _visitor(self, request: Request) -> str | None:
         """Who looks: the name of their key; without keys, their address."""

@@ -16,6 +16,10 @@ from onsight.ui.mistakes import Mistake
 from onsight.ui.words import Words
 
 
+def _no_example(_component: object) -> None:
+    """In place of a file on another site, which Gradio would name to each browser."""
+
+
 class Picture(gr.Image):  # type: ignore[misc]  # Gradio is untyped here
     """An uploaded picture, handed on as the path of its file: only the media door opens it."""
 
@@ -23,6 +27,8 @@ class Picture(gr.Image):  # type: ignore[misc]  # Gradio is untyped here
 
     def preprocess(self, payload: gr.data_classes.ImageData | None) -> str | None:
         return None if payload is None else payload.path
+
+    example_inputs = _no_example
 
 
 class Pictures(gr.File):  # type: ignore[misc]
@@ -33,6 +39,8 @@ class Pictures(gr.File):  # type: ignore[misc]
     def preprocess(self, payload: gr.data_classes.ListFiles | None) -> list[str]:
         return [] if payload is None else [file.path for file in payload.root]
 
+    example_inputs = _no_example
+
 
 class Document(gr.File):  # type: ignore[misc]
     """One uploaded picture or PDF, handed on as the path of its file."""
@@ -41,6 +49,15 @@ class Document(gr.File):  # type: ignore[misc]
 
     def preprocess(self, payload: gr.data_classes.FileData | None) -> str | None:
         return None if payload is None else payload.path
+
+    example_inputs = _no_example
+
+
+class Question(gr.MultimodalTextbox):  # type: ignore[misc]
+    """A message with files."""
+
+    is_template = True
+    example_inputs = _no_example
 
 
 # Gradio writes a stub beside every module that makes a component of its own. Type checkers would believe it.

@@ -87,15 +87,6 @@ async def test_quantised_weights_are_refused(spoil: Callable[..., Path]) -> None
     assert "quantised (F8_E4M3)" in text
 
 
-async def test_a_file_that_is_cut_short_is_named(spoil: Callable[..., Path]) -> None:
-    folder = spoil()
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    text = await refusal(folder)
-    assert str(path) in text
-    assert "cut short" in text
-
-
 def write_in_two_files(folder: Path) -> None:
     """The checkpoint's weights in two files, with an index that says which tensor is in which."""
     tensors = sorted(load_file(folder / "model.safetensors").items())
