@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from onsight.api.keys import new_key, write_keys
@@ -242,6 +243,15 @@ def test_keys_that_open_nothing_fail(tmp_path: Path) -> None:
     assert (code, rows["keys"]["state"]) == (1, "failed")
 
 
+def test_a_gpu_that_is_wanted_of_pytorch_is_not_wanted_of_another_server() -> None:
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        pytest.skip("this machine has one")
+    code, rows = checks("peek", ONSIGHT_WANTS_GPU="true")
+    assert (code, rows["GPU"]["state"], rows["GPU"]["mend"]) == (1, "failed", "onsight serve --device cpu")
+    assert checks("peek", "--device", "cpu", ONSIGHT_WANTS_GPU="true")[0] == 0
+    assert checks("--upstream", "http://127.0.0.1:1", ONSIGHT_WANTS_GPU="true")[1]["GPU"]["state"] == "off"
+
+
 @pytest.mark.parametrize(
     ("device", "present", "cuda_build", "has_driver", "state", "mend"),
     [
@@ -254,6 +264,9 @@ def test_keys_that_open_nothing_fail(tmp_path: Path) -> None:
         ("cuda", [], "13.0", True, "failed", "nvidia-smi"),
         ("auto", [], None, True, "failed", "pip install --force-reinstall torch"),
         ("mps", [], None, False, "failed", "onsight serve --device cpu"),
+        ("gpu", [], "13.0", False, "failed", "onsight serve --device cpu"),
+        ("gpu", [], "13.0", True, "failed", "nvidia-smi"),
+        ("gpu", ["mps"], None, False, "ok", ""),
         ("cuda-or-cpu", [], "13.0", False, "off", ""),
     ],
 )

@@ -162,13 +162,25 @@ def _gpu(settings: Settings, torch: ModuleType) -> Row:
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         facts = torch.cuda.get_device_properties(index)
         present.append(f"cuda:{index} {facts.name}, {size_text(facts.total_memory)}")
-    return gpu_row(settings.device, present, torch.version.cuda, has_driver=Path("/dev/nvidiactl").exists())
+    return gpu_row(_device(settings), present, torch.version.cuda, has_driver=Path("/dev/nvidiactl").exists())
+
+
+def _device(settings: Settings) -> str:
+    """What the engine is told; a GPU may be wanted of the torch engine alone."""
+    from onsight.engine_choice import choose_kind
+
+    try:
+        return settings.torch_device if choose_kind(settings)[0] == "torch" else settings.device
+    except StartError:  # the model's row tells
+        return settings.device
 
 
 def gpu_row(device: str, present: Sequence[str], cuda_build: str | None, *, has_driver: bool) -> Row:
     """`present`: what PyTorch can use, each beginning with its kind. `cuda_build`: the CUDA that PyTorch is built for,
     if any. `has_driver`: whether NVIDIA's is loaded on this machine."""
-    if device in ("cuda", "mps") and not any(one.startswith(device) for one in present):
+    if device == "gpu" and not present:
+        fault = "a GPU is wanted (wants_gpu), but PyTorch finds none"
+    elif device in ("cuda", "mps") and not any(one.startswith(device) for one in present):
         fault = f"device is {device}, but PyTorch finds none"
     elif device == "auto" and has_driver and not present:
         fault = "there is an NVIDIA driver, but PyTorch finds no GPU"
