@@ -190,6 +190,7 @@ def test_a_service_has_its_port_and_volume_and_settings_that_the_server_accepts(
     assert [filled(one) for one in list(table["ports"])] == [f"127.0.0.1:{port}:{port}"]  # type: ignore[call-overload]
     assert [filled(one) for one in list(table.get("volumes", []))] == ([volume] if volume else [])  # type: ignore[call-overload]
     assert table["read_only"] is True
+    assert table["init"] is True
     assert str(table["restart"]).startswith("on-failure:")
     assert float(str(table["stop_grace_period"]).removesuffix("s")) > settings.drain_timeout_s
 

@@ -8,6 +8,7 @@ import inspect
 import json
 import logging
 import re
+import resource
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractContextManager, aclosing
@@ -281,6 +282,16 @@ async def test_runpod_is_told_the_handler_and_as_many_jobs_as_the_queue_has_plac
         assert worker["return_aggregate_stream"] is True
         assert said(await first(worker, {"image_url": PICTURE}))
     assert servers_inside() == before
+
+
+async def test_a_worker_takes_as_many_open_files_as_it_is_given(worker_with: Env) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with worker_with(ONSIGHT_ENGINE="fake", RUNPOD_WEBHOOK_GET_JOB="http://x"):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= min(hard, 1024) > 256
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ import httpx
 
 from onsight.config import Settings, load_settings, load_worker_settings, takes_runpod_jobs
 from onsight.core.errors import InvalidRequest, OnsightError, StartError
-from onsight.serve import assemble, listen_and_serve, set_up_logging
+from onsight.serve import assemble, listen_and_serve, prepare_process, set_up_logging
 
 log = logging.getLogger("onsight.runpod")
 
@@ -326,7 +326,7 @@ def serverless_worker() -> Iterator[dict[str, object]]:
     set_up_logging(load_settings({}, environment={}))
     try:
         chosen = load_worker_settings()
-        set_up_logging(chosen.server)
+        prepare_process(chosen.server)
         places = chosen.server.max_queue
         address = chosen.forward_to
         if address is None:
