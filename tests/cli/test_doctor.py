@@ -22,6 +22,8 @@ from onsight.cli.doctor import gpu_row
 from onsight.config import load_settings
 from onsight.core.errors import StartError
 from onsight.serve import assemble
+from tests.models.test_gguf import write
+from tests.stand_in_hub import put_in_cache
 from tests.tiny_models import write_smolvlm
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "ONSIGHT_"))}
@@ -138,6 +140,20 @@ def test_the_model_that_makes_vectors_is_looked_for_too(tmp_path: Path) -> None:
 def test_a_gguf_file_that_is_not_there_fails(tmp_path: Path) -> None:
     code, rows = checks(str(tmp_path / "none.gguf"))
     assert (code, rows["model"]["state"]) == (1, "failed")
+
+
+def test_a_gguf_model_of_the_hub_is_looked_for_in_the_cache(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    code, rows = checks("org/gguf:Q8_0", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "none"))
+    assert (code, rows["model"]["state"]) == (1, "failed")
+    assert rows["model"]["mend"] == "HF_HUB_OFFLINE=0 onsight pull org/gguf:Q8_0"
+    code, rows = checks("org/gguf:Q8_0", HF_HOME=str(tmp_path / "none"))
+    assert (code, rows["model"]["state"], rows["model"]["mend"]) == (0, "off", "onsight pull org/gguf:Q8_0")
+    (tmp_path / "files").mkdir()
+    write(tmp_path / "files" / "tiny-Q8_0.gguf", "llama")
+    here = put_in_cache(tmp_path / "home", "org/gguf", tmp_path / "files")
+    assert checks("org/gguf:Q8_0", **here)[1]["model"]["state"] == "ok"
+    assert checks("org/gguf:Q4_K_M", **here)[1]["model"]["state"] == "failed"
 
 
 def package(folder: Path, name: str, version: str) -> None:
