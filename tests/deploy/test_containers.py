@@ -210,6 +210,9 @@ def test_the_old_services_variables_are_passed_on() -> None:
     assert filled(smolvlm2["ONSIGHT_MODEL"], SMOLVLM2_MODEL_ID="a/b") == "a/b"
     assert filled(smolvlm2["ONSIGHT_PORT"], APP_PORT="8080") == "8080"
     assert filled(llama["ONSIGHT_MODEL"], MODEL_NAME="x") == "/models/x"
+    for given, mmproj in (({}, None), ({"CLIP_MODEL_NAME": "mmproj.gguf"}, "mmproj.gguf")):
+        passed_on = {name: filled(value, **given) for name, value in llama.items()}
+        assert load_settings({"host": "0.0.0.0"}, environment=passed_on).mmproj == mmproj
 
 
 def test_every_variable_of_compose_is_in_the_example_with_its_default() -> None:

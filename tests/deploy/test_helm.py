@@ -185,6 +185,7 @@ def test_the_autoscaler_owns_the_number_of_pods() -> None:
         ({**DEFAULT, "gpus": -1}, "gpus"),
         ({**DEFAULT, "env": [{"name": "ONSIGHT_PORT", "value": "1"}]}, "env"),
         ({**DEFAULT, "auth": {"keysFile": "keys.json"}}, "keysFile"),
+        ({"auth": {"keysFile": "/keys.json"}, "serviceMonitor": {"enabled": True}}, "open_metrics=true"),
     ],
 )
 def test_values_that_would_do_nothing_or_harm_are_refused(values: Mapping[str, Any], why: str) -> None:
@@ -202,6 +203,9 @@ def test_what_prometheus_and_grafana_get_is_what_the_files_hold() -> None:
     assert json.loads(made["ConfigMap"]["data"]["onsight.json"]) == dashboard()
     (endpoint,) = made["ServiceMonitor"]["spec"]["endpoints"]
     assert endpoint["authorization"]["credentials"] == {"name": "onsight-key", "key": "api-key"}
+    for open_to_all in ({"auth": {"keysFile": "/keys.json"}, "settings": {"open_metrics": True}}, LEAST):
+        (plain,) = render({**open_to_all, "serviceMonitor": {"enabled": True}})["ServiceMonitor"]["spec"]["endpoints"]
+        assert "authorization" not in plain
     assert (
         made["ServiceMonitor"]["spec"]["selector"]["matchLabels"].items()
         <= made["Service"]["metadata"]["labels"].items()
