@@ -261,7 +261,7 @@ def run(settings: Settings) -> None:
 def _end(number: int, frame: object) -> None:
     """What a signal does before `heeded`: a container's first process would not hear SIGTERM without. An exception
     would wait for the threads that download, and nothing is there yet that must be closed."""
-    log.info("stopped before the model's files were there")
+    log.info("stopped before the model began to load")
     os._exit(0)
 
 

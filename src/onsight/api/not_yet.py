@@ -22,6 +22,7 @@ _BODY = {"status": "loading", "models": {}, **error_answer(_ERROR).model_dump()}
 
 NOT_YET = error_response(_ERROR, json.dumps(_BODY).encode())
 """ASGI application: the same answer to all, that of /ready while a model loads."""
+NOT_YET.headers["connection"] = "close"
 
 _LAST_ANSWERS_S = 1.0
 
