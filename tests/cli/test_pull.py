@@ -67,7 +67,7 @@ def test_the_bundled_model_needs_no_network() -> None:
 
 
 def test_a_gguf_model_of_the_hub_comes_with_its_mmproj_and_is_then_there_without_a_network(tmp_path: Path) -> None:
-    parts = [write(tmp_path / f"tiny-Q8_0-0000{part}-of-00002.gguf", "llama") for part in (1, 2)]
+    parts = [write(tmp_path / f"tiny-Q8_0-0000{part}-of-00002.gguf", "llama", f"part {part}") for part in (1, 2)]
     names = [path.name for path in (*parts, write_mmproj(tmp_path / "mmproj-tiny-f16.gguf", "idefics3", 8))]
     files = {name: (tmp_path / name).read_bytes() for name in names} | {"tiny-Q4_K_M.gguf": b"another"}
     with stand_in_hub(org__gguf=Repo(files)) as gguf_hub:

@@ -44,8 +44,11 @@ def answered_meanwhile(listening: socket.socket, config: uvicorn.Config) -> Iter
 async def _answer(listening: socket.socket, config: uvicorn.Config, ended: Future[None]) -> None:
     config.load()
     state = ServerState()
+
+    def protocol() -> asyncio.Protocol:
+        return config.http_protocol_class(config=config, server_state=state, app_state={})  # type: ignore[call-arg]
+
     # uvicorn's own server looks ten times a second whether it should end, which would delay every start.
-    protocol = partial(config.http_protocol_class, config=config, server_state=state, app_state={})
     server = await asyncio.get_running_loop().create_server(protocol, sock=listening, backlog=config.backlog)
     await asyncio.wrap_future(ended)
     server.close()
