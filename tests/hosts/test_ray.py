@@ -282,6 +282,7 @@ def test_a_replica_whose_engine_is_dead_is_replaced(cluster: Cluster) -> None:
 
         from onsight.engines.fake_engine import FakeEngine
 
+        gc.unfreeze()  # what Ray took out of the collector's sight
         engines = [one for one in gc.get_objects() if type(one) is FakeEngine]
         for engine in engines:
             engine._state = "dead"
