@@ -37,7 +37,8 @@ class Repo:
 class StandInHub:
     """A running stand-in. `asked`: every request line so far; `cuts`: how often a large file still breaks off.
 
-    `nameless`: files come without the headers that say what they are, as from a mirror that is none.
+    `nameless`: files come without the headers that say what they are, as from a mirror that is none. `flows`: while it
+    is cleared, large files do not come.
     """
 
     url: str = ""
@@ -46,6 +47,7 @@ class StandInHub:
     ranges: list[str] = field(default_factory=list)
     cuts: int = 0
     nameless: bool = False
+    flows: threading.Event = field(default_factory=threading.Event)
 
     def environment(self, home: Path, token: str | None = None) -> dict[str, str]:
         """What a process needs to take this for the Hub and `home` for its cache."""
@@ -84,6 +86,7 @@ def repo_of(folder: Path, **extra: bytes) -> Repo:
 def stand_in_hub(**repos: Repo) -> Iterator[StandInHub]:
     """Serve `repos` (`owner__name` for owner/name) until the end of the block."""
     running = StandInHub(repos={name.replace("__", "/"): repo for name, repo in repos.items()})
+    running.flows.set()
 
     class Handler(_Handler):
         hub = running
@@ -95,6 +98,7 @@ def stand_in_hub(**repos: Repo) -> Iterator[StandInHub]:
     try:
         yield running
     finally:
+        running.flows.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -169,6 +173,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _stored(self, name: str, commit: str, path: str) -> None:
         """A large file, or the rest of one; the first `cuts` answers break off half-way."""
+        self.hub.flows.wait()
         found = self._find(name, commit)
         if found is None:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from onsight.api.keys import new_key, write_keys
@@ -66,6 +68,18 @@ def test_it_is_ready_when_uvicorn_says_so_and_answers() -> None:
     assert "the option port has no effect here" in log
     assert "task=chat" in log
     assert "Application shutdown complete" in log
+
+
+def test_it_takes_as_many_open_files_as_it_is_given() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lines: list[str] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with served(lines, ONSIGHT_ENGINE="fake"):
+            (pid,) = re.findall(r"server process \[(\d+)\]", "".join(lines))
+            assert psutil.Process(int(pid)).rlimit(resource.RLIMIT_NOFILE)[0] >= min(hard, 1024) > 256
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize(("options", "status"), [({}, 401), ({"no_auth": True}, 200), ({"api_key": "k"}, 200)])

@@ -101,6 +101,14 @@ def test_other_servers_names_in_the_environment_set_our_options(
     assert settings.model_dump()[option] == value
 
 
+def test_a_gpu_is_wanted_of_the_torch_engine_until_a_device_is_named() -> None:
+    assert load_settings({}, environment={}).torch_device == "auto"
+    image = {"ONSIGHT_WANTS_GPU": "true"}
+    assert load_settings({}, environment=image).torch_device == "gpu"
+    assert load_settings({"device": "cpu"}, environment=image).torch_device == "cpu"
+    assert load_settings({}, environment={**image, "MODEL_DEVICE": "cuda"}).torch_device == "cuda-or-cpu"
+
+
 def test_what_is_taken_from_other_names_is_told() -> None:
     settings = load_settings({}, environment={"MODEL_PATH": "/m", "MODEL_NAME": "a", "APP_PORT": "7860"})
     assert settings.taken == (

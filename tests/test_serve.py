@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -22,8 +24,10 @@ from onsight.config import Settings
 from onsight.serve import DrainingServer, Site, listen_and_serve, listen_on
 from onsight.tasks.admission import Admission
 from tests.api.conftest import until
-from tests.servers import get, served
+from tests.servers import get, served, wait_until
+from tests.stand_in_hub import StandInHub, repo_of, stand_in_hub
 from tests.tiny_colqwen import write_colqwen
+from tests.tiny_models import write_smolvlm
 
 
 def ask(text: str, **options: object) -> dict[str, object]:
@@ -230,6 +234,82 @@ def test_a_taken_port_is_one_sentence() -> None:
         assert done.returncode == 2
         assert port in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInHub]:
+    folder = write_smolvlm(tmp_path_factory.mktemp("tiny"))
+    with stand_in_hub(org__tiny=repo_of(folder)) as running:
+        yield running
+
+
+@contextmanager
+def downloading(hub: StandInHub, home: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server whose model is on its way and does not come until `hub.flows`; and its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("ONSIGHT_", "HF_"))}
+    command = [sys.executable, "-m", "onsight", "serve", "org/tiny", "--no-ui", "--device", "cpu", "--port", port]
+    environment = {**clean, **hub.environment(home)}
+    hub.asked.clear()
+    hub.flows.clear()
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: any(line.startswith("GET /stored/") for line in hub.asked), 60)
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        hub.flows.set()
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.model
+def test_while_a_model_is_downloaded_the_port_answers_that_it_is_not_ready(hub: StandInHub, tmp_path: Path) -> None:
+    with downloading(hub, tmp_path) as (process, url), httpx.Client(base_url=url, timeout=30) as client:
+        for path in ("/ready", "/health", "/v1/models"):
+            answer = client.get(path)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+            assert answer.json()["status"] == "loading"
+            assert "downloaded" in answer.json()["error"]["message"]
+        refused = start("serve", "--engine", "fake", "--port", url.rsplit(":", 1)[1])
+        assert refused.returncode == 2
+        hub.flows.set()
+        seen = set()
+
+        def is_ready() -> bool:
+            with suppress(httpx.TransportError):  # the moment in which the application takes over
+                seen.add(client.get("/ready").status_code)
+            return 200 in seen
+
+        wait_until(is_ready, 60)
+        assert seen == {503, 200}
+        assert client.get("/v1/models").json()["data"][0]["id"] == "org/tiny"
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_download_at_once(hub: StandInHub, tmp_path: Path, number: signal.Signals) -> None:
+    with downloading(hub, tmp_path) as (process, _):
+        process.send_signal(number)
+        assert process.wait(10) == 0
+        assert process.stderr is not None
+        assert "stopped before the model began to load" in process.stderr.read()
+
+
+@pytest.mark.model
+def test_a_taken_port_is_told_before_anything_is_downloaded(hub: StandInHub, tmp_path: Path) -> None:
+    hub.asked.clear()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in hub.environment(tmp_path).items():
+                patch.setenv(name, value)
+            done = start("serve", "org/tiny", "--port", port)
+    assert done.returncode == 2
+    assert port in done.stderr
+    assert hub.asked == []
 
 
 def test_chat_asks_a_running_server_and_streams() -> None:

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 
 from onsight.config import load_settings
 from onsight.core.errors import OnsightError
-from onsight.serve import assemble, log_taken, set_up_logging
+from onsight.serve import assemble, prepare_process
 
 _log = logging.getLogger("onsight")
 
@@ -39,8 +39,7 @@ def create() -> FastAPI:
 
     try:
         settings = load_settings({})
-        set_up_logging(settings)
-        log_taken(settings)
+        prepare_process(settings)
         for name in sorted(settings.model_fields_set.intersection(_NOT_OURS)):
             _log.warning("the option %s has no effect here: that is up to the program that listens", name)
         site = assemble(settings.with_retriever, lifespan=alive, with_page=True)

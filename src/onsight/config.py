@@ -85,6 +85,9 @@ class Settings(BaseModel):
     device: Literal["auto", "cpu", "cuda", "mps", "cuda-or-cpu"] = Field(
         "auto", description="Where the model runs; without a GPU 'cuda' does not start, 'cuda-or-cpu' warns."
     )
+    wants_gpu: bool = Field(
+        False, description="With device 'auto', PyTorch's models do not start without a GPU; the GPU images set it."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Number type of the weights.")
     quantize: Literal["auto", "none", "int4", "int8"] = Field(
         "auto",
@@ -237,6 +240,11 @@ class Settings(BaseModel):
         made = self.model_copy(update={"embed_model": RETRIEVER})
         made._taken = self._taken
         return made
+
+    @property
+    def torch_device(self) -> Literal["auto", "cpu", "gpu", "cuda", "mps", "cuda-or-cpu"]:
+        """`device` as the torch engine is told it: "gpu", of whatever kind, where one is wanted and no more is said."""
+        return "gpu" if self.wants_gpu and self.device == "auto" else self.device
 
     @model_validator(mode="after")
     def _guarded(self) -> Settings:

@@ -4,14 +4,12 @@ sides."""
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import importlib.util
 import json
 import logging
 import math
 import os
-import resource
 import signal
 import socket
 import sys
@@ -19,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,18 +25,21 @@ import uvicorn
 from fastapi import FastAPI
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
+from starlette.types import ASGIApp
 
 from onsight.api.app import ApiSettings, Lifespan, Services, create_app
 from onsight.api.keys import KeyBook, Scope
 from onsight.api.metrics import Metrics
+from onsight.api.not_yet import NOT_YET, answered_meanwhile
 from onsight.api.rates import Rate
 from onsight.api.request_log import log_request
 from onsight.api.slow_heads import bounded_protocol
 from onsight.api.traces import Traces
 from onsight.config import LOOPBACK_HOSTS, MEGABYTE, Settings, tell_gradio
 from onsight.core.engine import Engine, Progress
-from onsight.core.errors import StartError
+from onsight.core.errors import RequestError, StartError
 from onsight.engine_choice import build_roster, with_room
+from onsight.engines.machine import allow_open_files, keep_few_heaps
 from onsight.index.collection import Collection, Place
 from onsight.media.door import MediaDoor, MediaLimits
 from onsight.tasks.admission import Admission, QueueLimits
@@ -56,10 +57,6 @@ _AT_WORK = 4
 _UPLOADS = 8
 """So many times the largest body the page's uploads may have together."""
 
-_OPEN_FILES = 65_536
-"""Enough for any number of connections; where there is no bound, some systems want one named."""
-_MOST_HEAPS = -8
-"""M_ARENA_MAX of glibc's malloc.h."""
 _LAST_BYTES_S = 5
 """After the last running answer, connections have at least so long for what is still on its way."""
 _LAST_WORDS_S = 2.0
@@ -251,60 +248,66 @@ def media_limits(settings: Settings) -> MediaLimits:
 
 def run(settings: Settings) -> None:
     """Serve until a signal: the first SIGTERM or SIGINT drains, a second one cuts. Without a model named, both bundled
-    ones are served. Raises StartError."""
+    ones are served. The port is taken, and answers, before the model's files are looked for. Raises StartError."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
+    prepare_process(settings)
+    with listen_on(settings) as listening, loading_bar() as progress:
+        with answered_meanwhile(listening, _http(settings, NOT_YET, lambda _: None)):
+            site = assemble(settings.with_retriever, progress, with_page=True)
+        asyncio.run(listen_and_serve(site, settings, listening=listening))
+
+
+def _end(number: int, frame: object) -> None:
+    """What a signal does before `heeded`: a container's first process would not hear SIGTERM without. An exception
+    would wait for the threads that download, and nothing is there yet that must be closed."""
+    log.info("stopped before the model began to load")
+    os._exit(0)
+
+
+def prepare_process(settings: Settings) -> None:
+    """What every process that serves does before all else: log, tell which options other servers' names in the
+    environment set, take what the system gives."""
     set_up_logging(settings)
-    log_taken(settings)
-    allow_open_files()
-    keep_few_heaps()
-    with loading_bar() as progress:
-        site = assemble(settings.with_retriever, progress, with_page=True)
-        asyncio.run(listen_and_serve(site, settings))
-
-
-def allow_open_files() -> None:
-    """Take as many open files as the system gives without being asked twice: often it begins with fewer than the
-    connections that may be open."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def keep_few_heaps() -> None:
-    """Let threads share heaps, as many as there are cores: glibc makes eight times as many, each of which keeps what it
-    once held, so that a server grows for hours."""
-    with suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_MOST_HEAPS, max(2, os.cpu_count() or 2))
-
-
-def log_taken(settings: Settings) -> None:
-    """Tell which options other servers' names in the environment set."""
     for sentence in settings.taken:
         log.info("%s", sentence)
+    allow_open_files()
+    keep_few_heaps()
 
 
-async def listen_and_serve(site: Site, settings: Settings, ready: Callable[[str], None] | None = None) -> None:
+async def listen_and_serve(
+    site: Site,
+    settings: Settings,
+    ready: Callable[[str], None] | None = None,
+    listening: socket.socket | None = None,
+) -> None:
     """Listen at once, so that /health and /ready can say "loading", and load beside it.
 
-    `ready` is called with the address when the model is loaded. Raises StartError.
+    `ready` is called with the address when the model is loaded; `listening` is what `listen_on` gave, if it was asked
+    before. Raises StartError.
     """
-    listening = listen_on(settings)
-    config = uvicorn.Config(
-        site.app,
+    listening = listen_on(settings) if listening is None else listening
+    config = _http(settings, site.app, site.metrics.refuse)
+    server = DrainingServer(config, site.admission, settings.drain_timeout_s, site.end_streams)
+    with heeded(server.stop):
+        await _serve(site, server, listening, ready)
+
+
+def _http(settings: Settings, app: ASGIApp, refused: Callable[[RequestError], None]) -> uvicorn.Config:
+    """How connections are answered by `app`; `refused` is told of those that are turned away."""
+    return uvicorn.Config(
+        app,
         ws="none",
         log_config=None,
         log_level="warning",
         access_log=False,
         server_header=False,
-        http=bounded_protocol(settings.head_timeout_s, settings.max_connections, site.metrics.refuse),
+        http=bounded_protocol(settings.head_timeout_s, settings.max_connections, refused),
         timeout_keep_alive=settings.keep_alive_s,
         h11_max_incomplete_event_size=64 * 1024,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=list(settings.trusted_proxies),
     )
-    server = DrainingServer(config, site.admission, settings.drain_timeout_s, site.end_streams)
-    with heeded(server.stop):
-        await _serve(site, server, listening, ready)
 
 
 async def _serve(

@@ -115,7 +115,7 @@ def _torch_settings(settings: Settings) -> TorchSettings:
     from onsight.engines.torch_engine import TorchSettings
 
     return TorchSettings(
-        device=settings.device,
+        device=settings.torch_device,
         dtype=settings.dtype,
         quantize=settings.quantize,
         max_model_len=settings.max_model_len,

@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from onsight.api.keys import new_key, write_keys
@@ -21,6 +22,8 @@ from onsight.cli.doctor import gpu_row
 from onsight.config import load_settings
 from onsight.core.errors import StartError
 from onsight.serve import assemble
+from tests.models.test_gguf import write
+from tests.stand_in_hub import put_in_cache
 from tests.tiny_models import write_smolvlm
 
 CLEAN = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "ONSIGHT_"))}
@@ -139,6 +142,20 @@ def test_a_gguf_file_that_is_not_there_fails(tmp_path: Path) -> None:
     assert (code, rows["model"]["state"]) == (1, "failed")
 
 
+def test_a_gguf_model_of_the_hub_is_looked_for_in_the_cache(tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp")
+    code, rows = checks("org/gguf:Q8_0", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "none"))
+    assert (code, rows["model"]["state"]) == (1, "failed")
+    assert rows["model"]["mend"] == "HF_HUB_OFFLINE=0 onsight pull org/gguf:Q8_0"
+    code, rows = checks("org/gguf:Q8_0", HF_HOME=str(tmp_path / "none"))
+    assert (code, rows["model"]["state"], rows["model"]["mend"]) == (0, "off", "onsight pull org/gguf:Q8_0")
+    (tmp_path / "files").mkdir()
+    write(tmp_path / "files" / "tiny-Q8_0.gguf", "llama")
+    here = put_in_cache(tmp_path / "home", "org/gguf", tmp_path / "files")
+    assert checks("org/gguf:Q8_0", **here)[1]["model"]["state"] == "ok"
+    assert checks("org/gguf:Q4_K_M", **here)[1]["model"]["state"] == "failed"
+
+
 def package(folder: Path, name: str, version: str) -> None:
     about = folder / f"{name}-{version}.dist-info"
     about.mkdir()
@@ -242,6 +259,15 @@ def test_keys_that_open_nothing_fail(tmp_path: Path) -> None:
     assert (code, rows["keys"]["state"]) == (1, "failed")
 
 
+def test_a_gpu_that_is_wanted_of_pytorch_is_not_wanted_of_another_server() -> None:
+    if torch.cuda.is_available() or torch.backends.mps.is_available():
+        pytest.skip("this machine has one")
+    code, rows = checks("peek", ONSIGHT_WANTS_GPU="true")
+    assert (code, rows["GPU"]["state"], rows["GPU"]["mend"]) == (1, "failed", "onsight serve --device cpu")
+    assert checks("peek", "--device", "cpu", ONSIGHT_WANTS_GPU="true")[0] == 0
+    assert checks("--upstream", "http://127.0.0.1:1", ONSIGHT_WANTS_GPU="true")[1]["GPU"]["state"] == "off"
+
+
 @pytest.mark.parametrize(
     ("device", "present", "cuda_build", "has_driver", "state", "mend"),
     [
@@ -254,6 +280,9 @@ def test_keys_that_open_nothing_fail(tmp_path: Path) -> None:
         ("cuda", [], "13.0", True, "failed", "nvidia-smi"),
         ("auto", [], None, True, "failed", "pip install --force-reinstall torch"),
         ("mps", [], None, False, "failed", "onsight serve --device cpu"),
+        ("gpu", [], "13.0", False, "failed", "onsight serve --device cpu"),
+        ("gpu", [], "13.0", True, "failed", "nvidia-smi"),
+        ("gpu", ["mps"], None, False, "ok", ""),
         ("cuda-or-cpu", [], "13.0", False, "off", ""),
     ],
 )

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.stand_in_hub import StandInHub, repo_of, stand_in_hub
+from tests.models.test_gguf import write, write_mmproj
+from tests.stand_in_hub import Repo, StandInHub, repo_of, stand_in_hub
 from tests.tiny_models import write_smolvlm
 
 
@@ -63,6 +64,23 @@ def test_the_bundled_model_needs_no_network() -> None:
     done = pull("peek", HF_HUB_OFFLINE="1")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith("bundled/peek")
+
+
+def test_a_gguf_model_of_the_hub_comes_with_its_mmproj_and_is_then_there_without_a_network(tmp_path: Path) -> None:
+    parts = [write(tmp_path / f"tiny-Q8_0-0000{part}-of-00002.gguf", "llama", f"part {part}") for part in (1, 2)]
+    names = [path.name for path in (*parts, write_mmproj(tmp_path / "mmproj-tiny-f16.gguf", "idefics3", 8))]
+    files = {name: (tmp_path / name).read_bytes() for name in names} | {"tiny-Q4_K_M.gguf": b"another"}
+    with stand_in_hub(org__gguf=Repo(files)) as gguf_hub:
+        environment = gguf_hub.environment(tmp_path / "home")
+        done = pull("org/gguf:Q8_0", **environment)
+        assert done.returncode == 0, done.stderr
+        assert [Path(line).name for line in done.stdout.split()] == names
+        assert gguf_hub.fetched() == set(names)
+        refused = pull("org/gguf:Q2_K", **environment)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "no GGUF file for 'Q2_K'" in refused.stderr
+    offline = pull("org/gguf:Q8_0", **environment, HF_HUB_OFFLINE="1")
+    assert offline.stdout == done.stdout
 
 
 def test_what_cannot_be_had_is_one_sentence_and_code_2(hub: StandInHub, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from onsight.config import Settings, load_settings
+from onsight.core.errors import StartError
+from onsight.engine_choice import build_roster
 from tests.deploy.build import expand, read
 from tests.servers import served
 
@@ -64,8 +66,7 @@ def test_a_target_is_not_root_and_is_asked_for_its_health(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_port_by_any_of_its_names_is_the_port(target: str) -> None:
-    pairs = [rest.split() for word, rest in lines_of(DOCKERFILES[0], target) if word == "ENV"]
-    ours = dict(pair.split("=", 1) for line in pairs for pair in line if pair.startswith("ONSIGHT_"))
+    ours = environment_of(DOCKERFILES[0], target)
     assert load_settings({}, environment=ours).port == 8000
     for name in ("ONSIGHT_PORT", "PORT", "APP_PORT"):
         assert load_settings({}, environment={**ours, name: "5000"}).port == 5000
@@ -94,8 +95,28 @@ def test_a_target_serves_gguf_files_too_and_chooses_nothing_that_another_engine_
     ((_, install),) = [step for step in lines_of(DOCKERFILES[0], packages.partition("=")[2]) if "install" in step[1]]
     assert '[ui,llama]"' in install
     assert any("install --yes --no-install-recommends libgomp1" in rest for word, rest in steps if word == "RUN")
-    ours = {name for word, rest in steps if word == "ENV" for name in re.findall(r"(ONSIGHT_\w+)=", rest)}
-    assert ours - {"ONSIGHT_MODEL", "ONSIGHT_REVISION"} == set()
+    ours = environment_of(DOCKERFILES[0], target)
+    assert ours.keys() - {"ONSIGHT_MODEL", "ONSIGHT_REVISION"} == ({"ONSIGHT_WANTS_GPU"} if "gpu" in target else set())
+    for others in ({"upstream": "http://127.0.0.1:1"}, {"engine": "vllm", "vllm": sys.executable}):
+        build_roster(load_settings(others, environment=ours), None)
+    with pytest.raises(StartError, match="there is no file"):
+        build_roster(load_settings({"model": "none.gguf"}, environment=ours), None)
+
+
+@pytest.mark.parametrize(
+    ("path", "target"), [(DOCKERFILES[0], "gpu"), (DOCKERFILES[0], "gpu-baked"), (DOCKERFILES[1], "worker")]
+)
+def test_an_image_for_gpus_does_not_serve_on_the_cpu_unless_it_is_told_to(path: Path, target: str) -> None:
+    ours = environment_of(path, target)
+    assert load_settings({}, environment=ours).torch_device == "gpu"
+    assert load_settings({"device": "cpu"}, environment=ours).torch_device == "cpu"
+
+
+def environment_of(path: Path, target: str) -> dict[str, str]:
+    """The options that a target sets, without those that are filled in at build."""
+    pairs = [rest.split() for word, rest in lines_of(path, target) if word == "ENV"]
+    found = dict(pair.split("=", 1) for line in pairs for pair in line if pair.startswith("ONSIGHT_"))
+    return {name: "" if value.startswith("$") else value for name, value in found.items()}
 
 
 @pytest.mark.parametrize("target", ["cpu-baked", "gpu-baked"])
@@ -169,6 +190,7 @@ def test_a_service_has_its_port_and_volume_and_settings_that_the_server_accepts(
     assert [filled(one) for one in list(table["ports"])] == [f"127.0.0.1:{port}:{port}"]  # type: ignore[call-overload]
     assert [filled(one) for one in list(table.get("volumes", []))] == ([volume] if volume else [])  # type: ignore[call-overload]
     assert table["read_only"] is True
+    assert table["init"] is True
     assert str(table["restart"]).startswith("on-failure:")
     assert float(str(table["stop_grace_period"]).removesuffix("s")) > settings.drain_timeout_s
 
@@ -188,6 +210,9 @@ def test_the_old_services_variables_are_passed_on() -> None:
     assert filled(smolvlm2["ONSIGHT_MODEL"], SMOLVLM2_MODEL_ID="a/b") == "a/b"
     assert filled(smolvlm2["ONSIGHT_PORT"], APP_PORT="8080") == "8080"
     assert filled(llama["ONSIGHT_MODEL"], MODEL_NAME="x") == "/models/x"
+    for given, mmproj in (({}, None), ({"CLIP_MODEL_NAME": "mmproj.gguf"}, "mmproj.gguf")):
+        passed_on = {name: filled(value, **given) for name, value in llama.items()}
+        assert load_settings({"host": "0.0.0.0"}, environment=passed_on).mmproj == mmproj
 
 
 def test_every_variable_of_compose_is_in_the_example_with_its_default() -> None:

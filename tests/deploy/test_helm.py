@@ -128,6 +128,8 @@ def test_values_become_settings_that_the_server_accepts() -> None:
     assert settings.cors_origins == ("https://a", "https://b")
     assert container["args"] == ["serve", "--host", "0.0.0.0"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 2
+    assert settings.torch_device == "gpu"
+    assert "ONSIGHT_WANTS_GPU" not in pod(DEFAULT)[2]
 
 
 @pytest.mark.deploy
@@ -183,6 +185,7 @@ def test_the_autoscaler_owns_the_number_of_pods() -> None:
         ({**DEFAULT, "gpus": -1}, "gpus"),
         ({**DEFAULT, "env": [{"name": "ONSIGHT_PORT", "value": "1"}]}, "env"),
         ({**DEFAULT, "auth": {"keysFile": "keys.json"}}, "keysFile"),
+        ({"auth": {"keysFile": "/keys.json"}, "serviceMonitor": {"enabled": True}}, "open_metrics=true"),
     ],
 )
 def test_values_that_would_do_nothing_or_harm_are_refused(values: Mapping[str, Any], why: str) -> None:
@@ -200,6 +203,9 @@ def test_what_prometheus_and_grafana_get_is_what_the_files_hold() -> None:
     assert json.loads(made["ConfigMap"]["data"]["onsight.json"]) == dashboard()
     (endpoint,) = made["ServiceMonitor"]["spec"]["endpoints"]
     assert endpoint["authorization"]["credentials"] == {"name": "onsight-key", "key": "api-key"}
+    for open_to_all in ({"auth": {"keysFile": "/keys.json"}, "settings": {"open_metrics": True}}, LEAST):
+        (plain,) = render({**open_to_all, "serviceMonitor": {"enabled": True}})["ServiceMonitor"]["spec"]["endpoints"]
+        assert "authorization" not in plain
     assert (
         made["ServiceMonitor"]["spec"]["selector"]["matchLabels"].items()
         <= made["Service"]["metadata"]["labels"].items()
@@ -208,7 +214,7 @@ def test_what_prometheus_and_grafana_get_is_what_the_files_hold() -> None:
 
 def test_the_settings_that_the_chart_takes_are_those_of_the_server() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text("utf-8"))
-    set_by_others = {"model", "revision", "embed_model", "drain_timeout_s", "host", "port"}
+    set_by_others = {"model", "revision", "embed_model", "drain_timeout_s", "host", "port", "wants_gpu"}
     guards = {"api_key", "keys_file", "no_auth", "upstream_key", "qdrant_key"}
     # Probes and Prometheus come by address, and would be refused.
     taken = Settings.model_fields.keys() - set_by_others - guards - {"allowed_hosts"}

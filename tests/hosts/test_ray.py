@@ -273,6 +273,31 @@ async def test_a_killed_replica_costs_no_request_that_has_not_begun_and_ends_str
     assert (await load.stop()).keys() == {"200"}
 
 
+def test_a_replica_whose_engine_is_dead_is_replaced(cluster: Cluster) -> None:
+    cluster.deploy()
+    first = ask(cluster.head, chat()).headers[ANSWERED_BY]
+
+    def end_engine(_: object) -> int:
+        import gc
+
+        from onsight.engines.fake_engine import FakeEngine
+
+        gc.unfreeze()  # what Ray took out of the collector's sight
+        engines = [one for one in gc.get_objects() if type(one) is FakeEngine]
+        for engine in engines:
+            engine._state = "dead"
+        return len(engines)
+
+    assert cluster.ray.get(cluster.actors()[first].__ray_call__.remote(end_engine)) == 1
+    assert ask(cluster.head, chat()).status_code == 503
+
+    def is_replaced() -> bool:
+        answer = ask(cluster.head, chat())
+        return answer.status_code == 200 and answer.headers[ANSWERED_BY] != first
+
+    wait_until(is_replaced, 60)
+
+
 async def test_a_lost_node_costs_the_connections_to_its_own_proxy_alone(cluster: Cluster) -> None:
     cluster.deploy(min_replicas=2, max_replicas=2, replicas_a_node=1)
     near, far = Load((cluster.head,), 4), Load((cluster.second,), 4)

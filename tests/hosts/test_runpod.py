@@ -8,6 +8,7 @@ import inspect
 import json
 import logging
 import re
+import resource
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractContextManager, aclosing
@@ -22,7 +23,7 @@ from starlette.routing import Route
 
 from onsight.config import Settings, load_worker_settings, takes_runpod_jobs
 from onsight.core.errors import InvalidRequest, StartError
-from onsight.engines.fake_engine import FakeEngine
+from onsight.engines.fake_engine import FakeEngine, FakeScript
 from onsight.hosts.runpod import CHAT, Asked, Inside, Item, Worker, read_job, serverless_worker
 from tests.embedders import behind_a_port
 from tests.media.pictures import data_url, encoded, plain
@@ -56,7 +57,15 @@ def complaint(items: list[Item]) -> str:
     return str(item["error"])
 
 
-@pytest.mark.parametrize("picture", [{"image_url": PICTURE}, {"image": PICTURE}, {"image": PICTURE.partition(",")[2]}])
+@pytest.mark.parametrize(
+    "picture",
+    [
+        {"image_url": PICTURE},
+        {"image": PICTURE},
+        {"image": PICTURE.partition(",")[2]},
+        {"image": PICTURE.partition(",")[2], "image_url": None, "messages": None, "openai_route": None},
+    ],
+)
 async def test_a_picture_and_a_question_are_answered_in_the_old_envelope(
     address: str, picture: dict[str, object]
 ) -> None:
@@ -72,6 +81,8 @@ def test_a_picture_alone_is_described_in_512_tokens() -> None:
     ]
     body = {"max_tokens": 512, "temperature": 0, "messages": [{"role": "user", "content": parts}]}
     assert asked == Asked(CHAT, body)
+    empty = {"image_url": "http://a/b.png", "image": None, "text": None, "max_tokens": None, "temperature": 0}
+    assert read_job({"input": empty}) == asked
 
 
 async def test_a_chat_request_is_answered_whole_or_chunk_by_chunk(address: str) -> None:
@@ -148,6 +159,7 @@ async def test_models_and_the_other_routes_are_there_too(address: str) -> None:
         ({"text": "no picture"}, "`image_url`"),
         ({"image": "QQ==", "image_url": "http://a/b.png"}, "send the picture once"),
         ({"image": 7}, "the picture should be a text"),
+        ({"image": None, "image_url": None, "text": "what?"}, "`image_url`"),
         ({"openai_route": 7}, "openai_route is '7'"),
         ({"openai_route": "/health", "openai_input": {}}, "/health"),
         ({"openai_route": "//evil.example/v1/x", "openai_input": {}}, "evil"),
@@ -283,6 +295,16 @@ async def test_runpod_is_told_the_handler_and_as_many_jobs_as_the_queue_has_plac
     assert servers_inside() == before
 
 
+async def test_a_worker_takes_as_many_open_files_as_it_is_given(worker_with: Env) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with worker_with(ONSIGHT_ENGINE="fake", RUNPOD_WEBHOOK_GET_JOB="http://x"):
+            assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= min(hard, 1024) > 256
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 @pytest.mark.parametrize(
     "environment",
     [
@@ -319,6 +341,37 @@ async def test_a_dead_engine_fails_the_job_at_once_and_the_worker_is_replaced(
         assert isinstance(item, dict)
         assert "the engine is dead" in str(item["error"])
         assert worker["refresh_worker"] is True
+
+
+@pytest.mark.parametrize("plain", [True, False])
+async def test_an_engine_that_dies_while_it_answers_ends_the_stream_with_an_error_and_the_worker_is_replaced(
+    worker_with: Env, monkeypatch: pytest.MonkeyPatch, plain: bool
+) -> None:
+    engine = FakeEngine(FakeScript(step_s=0.005))
+    monkeypatch.setattr("onsight.engine_choice.FakeEngine", lambda: engine)
+    body = {"messages": [{"role": "user", "content": "word " * 1000}], "stream": True, "max_tokens": 2000}
+    with worker_with(ONSIGHT_ENGINE="fake", RUNPOD_WEBHOOK_GET_JOB="http://x") as worker:
+        handler = worker["handler"]
+        assert inspect.isasyncgenfunction(handler)
+        given = {"openai_route": CHAT, "openai_input": body} if plain else body
+        async with asyncio.timeout(30), aclosing(handler({"id": "1", "input": given})) as items:
+            await anext(items)
+            await engine.close()
+            last = [item async for item in items][-1]
+        assert "the engine was closed" in json.dumps(last)
+        assert worker["refresh_worker"] is True
+
+
+async def test_a_stream_that_ends_in_an_error_of_its_own_does_not_end_the_worker(
+    worker_with: Env, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onsight.engine_choice.FakeEngine", lambda: FakeEngine(FakeScript(fail_after=3)))
+    with worker_with(ONSIGHT_ENGINE="fake", RUNPOD_WEBHOOK_GET_JOB="http://x") as worker:
+        handler = worker["handler"]
+        assert inspect.isasyncgenfunction(handler)
+        items = [item async for item in handler({"id": "1", "input": {**HELLO, "stream": True}})]
+        assert "the engine failed" in json.dumps(items[-1])
+        assert "refresh_worker" not in worker
 
 
 async def test_a_server_inside_that_is_gone_is_told() -> None:

@@ -162,13 +162,25 @@ def _gpu(settings: Settings, torch: ModuleType) -> Row:
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         facts = torch.cuda.get_device_properties(index)
         present.append(f"cuda:{index} {facts.name}, {size_text(facts.total_memory)}")
-    return gpu_row(settings.device, present, torch.version.cuda, has_driver=Path("/dev/nvidiactl").exists())
+    return gpu_row(_device(settings), present, torch.version.cuda, has_driver=Path("/dev/nvidiactl").exists())
+
+
+def _device(settings: Settings) -> str:
+    """What the engine is told; a GPU may be wanted of the torch engine alone."""
+    from onsight.engine_choice import choose_kind
+
+    try:
+        return settings.torch_device if choose_kind(settings)[0] == "torch" else settings.device
+    except StartError:  # the model's row tells
+        return settings.device
 
 
 def gpu_row(device: str, present: Sequence[str], cuda_build: str | None, *, has_driver: bool) -> Row:
     """`present`: what PyTorch can use, each beginning with its kind. `cuda_build`: the CUDA that PyTorch is built for,
     if any. `has_driver`: whether NVIDIA's is loaded on this machine."""
-    if device in ("cuda", "mps") and not any(one.startswith(device) for one in present):
+    if device == "gpu" and not present:
+        fault = "a GPU is wanted (wants_gpu), but PyTorch finds none"
+    elif device in ("cuda", "mps") and not any(one.startswith(device) for one in present):
         fault = f"device is {device}, but PyTorch finds none"
     elif device == "auto" and has_driver and not present:
         fault = "there is an NVIDIA driver, but PyTorch finds no GPU"
@@ -200,7 +212,7 @@ def _model(settings: Settings) -> tuple[Row, _Here | None]:
     """Whether the model can be served, as far as its files' headers tell."""
     from onsight.engine_choice import choose_kind
     from onsight.engines.upstream_engine import llama, vllm
-    from onsight.models.gguf import locate_gguf, names_file, read_gguf
+    from onsight.models.gguf import find_gguf, read_gguf
 
     mend = _OTHER_MODEL
     try:
@@ -215,8 +227,11 @@ def _model(settings: Settings) -> tuple[Row, _Here | None]:
             mend = "onsight serve --llama-server PATH" if is_here else "pip install 'onsight[llama]'"
             llama.require_library()
         mend = _OTHER_MODEL
-        if kind == "llama" and names_file(settings.model):
-            read_gguf(*locate_gguf(settings.model, settings.mmproj, settings.revision))
+        if kind == "llama":
+            files = find_gguf(settings.model, settings.mmproj, settings.revision)
+            if files is None:
+                return _absent("model", settings.model, settings.revision), None
+            read_gguf(*files)
     except StartError as error:
         return Row("model", "failed", str(error), mend), None
     return Row("model", "ok", f"{settings.model}, engine {kind}: {reason}"), None
@@ -224,8 +239,6 @@ def _model(settings: Settings) -> tuple[Row, _Here | None]:
 
 def _found(check: str, model: str, revision: str | None) -> tuple[Row, _Here | None]:
     """The same for safetensors files."""
-    from huggingface_hub import constants
-
     from onsight.models.hub import find_local
 
     try:
@@ -235,11 +248,18 @@ def _found(check: str, model: str, revision: str | None) -> tuple[Row, _Here | N
             return Row(check, "ok", f"{model} ({card.title}) in {folder}"), (folder, card)
     except StartError as error:
         return Row(check, "failed", str(error), _OTHER_MODEL), None
+    return _absent(check, model, revision), None
+
+
+def _absent(check: str, model: str, revision: str | None) -> Row:
+    """A Hub id that is not in the cache."""
+    from huggingface_hub import constants
+
     pull = f"onsight pull {model}" + (f" --revision {revision}" if revision else "")
     if constants.HF_HUB_OFFLINE:
         offline = f"{model} is not here, or not all of it, and HF_HUB_OFFLINE is set"
-        return Row(check, "failed", offline, f"HF_HUB_OFFLINE=0 {pull}"), None
-    return Row(check, "off", f"{model} is not here, or not all of it: the server downloads it first", pull), None
+        return Row(check, "failed", offline, f"HF_HUB_OFFLINE=0 {pull}")
+    return Row(check, "off", f"{model} is not here, or not all of it: the server downloads it first", pull)
 
 
 def _memory(settings: Settings, here: _Here | None) -> Row:

@@ -28,7 +28,7 @@ from onsight.api.boundary import Boundary, request_id
 from onsight.api.connection import ClientLeft
 from onsight.config import MEGABYTE, Settings, load_settings
 from onsight.core.errors import Overloaded, StartError, Unavailable
-from onsight.serve import assemble, log_taken, set_up_logging
+from onsight.serve import assemble, prepare_process, set_up_logging
 
 log = logging.getLogger("onsight.ray")
 
@@ -118,8 +118,7 @@ class Replica:
 
     async def __init__(self, options: Mapping[str, object]) -> None:  # type: ignore[misc]  # Ray awaits it
         settings = _settings(options)
-        set_up_logging(settings)
-        log_taken(settings)
+        prepare_process(settings)
         self._site = assemble(settings)
         await self._site.start()
         name = next(iter(settings.allowed_hosts), "replica")

@@ -23,7 +23,7 @@ import httpx
 
 from onsight.config import Settings, load_settings, load_worker_settings, takes_runpod_jobs
 from onsight.core.errors import InvalidRequest, OnsightError, StartError
-from onsight.serve import assemble, listen_and_serve, set_up_logging
+from onsight.serve import assemble, listen_and_serve, prepare_process, set_up_logging
 
 log = logging.getLogger("onsight.runpod")
 
@@ -70,6 +70,8 @@ def read_job(job: Mapping[str, object]) -> Asked:
     given = job.get("input")
     if not _is_object(given):
         raise InvalidRequest("the job's `input` should be a JSON object")
+    # What forms send for a field that was left empty.
+    given = {name: value for name, value in given.items() if value is not None}
     if "openai_route" in given:
         return _routed(given)
     if "messages" in given:
@@ -103,13 +105,13 @@ def _routed(given: Mapping[str, object]) -> Asked:
 def _simple(given: Mapping[str, object]) -> Mapping[str, object]:
     """The chat request of one picture and one question; every other field goes along as it is."""
     rest = dict(given)
-    pictures = [value for name in ("image_url", "image") if (value := rest.pop(name, None)) is not None]
+    pictures = [(name, rest.pop(name)) for name in ("image_url", "image") if name in given]
     if len(pictures) != 1:
         raise InvalidRequest("send the picture once, as `image_url` or as `image`")
     match pictures[0]:
-        case str(text) if text.startswith(("http://", "https://", "data:")) or "image_url" in given:
+        case name, str(text) if text.startswith(("http://", "https://", "data:")) or name == "image_url":
             part: Mapping[str, object] = {"type": "image_url", "image_url": {"url": text}}
-        case str(text):
+        case _, str(text):
             part = {"type": "image", "image": {"b64": text}}
         case _:
             raise InvalidRequest("the picture should be a text: a URL, data:image/png;base64,... or base64")
@@ -192,9 +194,12 @@ class Worker:
                     response.status_code == 503 and not await self._look_whether_dead()
                 )
                 if not busy or waited_s + busy_s > _PATIENCE_S:
+                    last: Item = ""
                     async with aclosing(_items(asked, response)) as items:
-                        async for item in items:
-                            yield item
+                        async for last in items:
+                            yield last
+                    if '"error"' in last if isinstance(last, str) else "error" in last:
+                        await self._look_whether_dead()
                     return
             await asyncio.sleep(busy_s)
             waited_s += busy_s
@@ -326,7 +331,7 @@ def serverless_worker() -> Iterator[dict[str, object]]:
     set_up_logging(load_settings({}, environment={}))
     try:
         chosen = load_worker_settings()
-        set_up_logging(chosen.server)
+        prepare_process(chosen.server)
         places = chosen.server.max_queue
         address = chosen.forward_to
         if address is None:

@@ -13,7 +13,7 @@ from onsight.core.errors import StartError
 from onsight.models.card import Capability, ModelCard, card_of_name, cards
 from onsight.models.gguf_header import GgufHeader, is_gguf, read_header
 from onsight.models.gguf_mllama import ARCHITECTURE as MLLAMA
-from onsight.models.hub import fetch_files
+from onsight.models.hub import cached_files, fetch_files
 
 log = logging.getLogger(__name__)
 
@@ -84,21 +84,32 @@ def names_file(model: str) -> bool:
 
 
 def locate_gguf(model: str, mmproj: str | None, revision: str | None) -> tuple[Path, Path | None]:
-    """The files of `model` (a path or owner/name:TAG) and of its mmproj, if it has one; `mmproj` "none" leaves that
-    out. Raises StartError."""
+    """The files of `model` (a path or owner/name:TAG, cached or downloaded) and of its mmproj, if it has one; `mmproj`
+    "none" leaves that out. Raises StartError."""
     if names_file(model):
-        path = Path(model).expanduser()
         if revision is not None:
             raise StartError(f"revision is {revision!r}, but {model} is a file: only Hub ids have revisions")
-    else:
-        repository, _, tag = model.rpartition(":")
-        folder, names = fetch_files(
-            repository,
-            revision,
-            lambda listed: _of_tag(listed, tag),
-            lambda chosen: mmproj is not None or any(map(_is_mmproj, chosen)),
-        )
-        path = folder / names[0]
+        return _with_mmproj(Path(model).expanduser(), mmproj)
+    repository, _, tag = model.rpartition(":")
+    folder, names = fetch_files(
+        repository,
+        revision,
+        lambda listed: _of_tag(listed, tag),
+        lambda chosen: mmproj is not None or any(map(_is_mmproj, chosen)),
+    )
+    return _with_mmproj(folder / names[0], mmproj)
+
+
+def find_gguf(model: str, mmproj: str | None, revision: str | None) -> tuple[Path, Path | None] | None:
+    """As `locate_gguf`, but asks nobody: None for a Hub id that is not in the cache."""
+    if names_file(model):
+        return locate_gguf(model, mmproj, revision)
+    repository, _, tag = model.rpartition(":")
+    here = cached_files(repository, revision, lambda listed: _of_tag(listed, tag))
+    return None if here is None else _with_mmproj(here[0] / here[1][0], mmproj)
+
+
+def _with_mmproj(path: Path, mmproj: str | None) -> tuple[Path, Path | None]:
     if not path.is_file():
         raise StartError(f"there is no file {path}: give the path of a .gguf file, or a Hub id like owner/name:Q4_K_M")
     if mmproj == "none":

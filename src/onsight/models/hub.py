@@ -246,15 +246,9 @@ def fetch_files(
     """
     from huggingface_hub import model_info  # slow to import, and only needed here
 
-    folder = _cached_snapshot(model, revision or "main")
-    cached: list[str] = []
-    if folder is not None:
-        try:
-            cached = choose([path.name for path in folder.iterdir()])
-            if suffices(cached):
-                return folder, cached
-        except StartError:
-            log.info("that part of %s is not in the cache", model)
+    here = cached_files(model, revision, choose)
+    if here is not None and suffices(here[1]):
+        return here
     try:
         listed = model_info(model, revision=revision, timeout=_HUB_TIMEOUT_S).siblings or []
         names = choose([one.rfilename for one in listed if "/" not in one.rfilename])
@@ -263,10 +257,24 @@ def fetch_files(
         raise StartError(f"{model!r} is no Hub id: {error}") from None
     except (OfflineModeIsEnabled, BrokenConnection, XetDownloadError, OSError) as error:
         reason = _reason(model, revision, error)
-        if folder is None or not cached:
+        if here is None:
             raise StartError(reason) from None
-        log.warning("%s; serving what is there: %s", reason, ", ".join(cached))
-        return folder, cached
+        log.warning("%s; serving what is there: %s", reason, ", ".join(here[1]))
+        return here
+
+
+def cached_files(
+    model: str, revision: str | None, choose: Callable[[Sequence[str]], list[str]]
+) -> tuple[Path, list[str]] | None:
+    """As `fetch_files`, but asks nobody: None where the cache has nothing that `choose` would take."""
+    folder = _cached_snapshot(model, revision or "main")
+    if folder is None:
+        return None
+    try:
+        return folder, choose([path.name for path in folder.iterdir()])
+    except StartError:
+        log.info("that part of %s is not in the cache", model)
+        return None
 
 
 def _cached_snapshot(model: str, revision: str) -> Path | None:

@@ -255,6 +255,18 @@ def test_a_pytorch_for_gpus_that_finds_none_says_so(
     assert "finds none" in caplog.text
 
 
+def test_where_a_gpu_of_any_kind_is_wanted_none_is_a_refusal_that_says_how_to_do_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for found, device in (((True, False), "cuda"), ((False, True), "mps")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda found=found: found[0])
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda found=found: found[1])
+        assert pick_device("gpu").type == device
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(StartError, match=r"--gpus all.* or pass --device cpu$"):
+        pick_device("gpu")
+
+
 async def test_progress_is_told_up_to_the_last_tensor(smolvlm: Path) -> None:
     seen: list[tuple[int, int]] = []
     settings = TorchSettings(device="cpu", threads=1)

@@ -35,7 +35,7 @@ async def endless(writer: asyncio.StreamWriter) -> None:
     while True:
         writer.write(piece("la "))
         await writer.drain()
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0.02)
 
 
 def says(*sent: bytes) -> Play:

@@ -134,12 +134,19 @@ def refuse_code(folder: Path) -> None:
 
 def pick_device(choice: DeviceChoice) -> torch.device:
     """The device to run on; a GPU that PyTorch was built for and that is not there is a warning. Raises StartError for
-    `cuda` or `mps` on a machine without one."""
+    `cuda` or `mps` on a machine without one, and for `gpu` without either."""
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if choice == "auto":
         if torch.version.cuda is not None and not present["cuda"]:
             log.warning("torch %s is built for GPUs and finds none; running on the CPU", torch.__version__)
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if present[name]))
+    if choice == "gpu":
+        if not present["cuda"] and not present["mps"]:
+            raise StartError(
+                f"a GPU is wanted (wants_gpu), but there is none that torch {torch.__version__} can use: a container"
+                " gets one with `docker run --gpus all`, its driver is shown by `nvidia-smi`; or pass --device cpu"
+            )
+        return torch.device("cuda" if present["cuda"] else "mps")
     if choice == "cuda-or-cpu":
         if not present["cuda"]:
             log.warning("this machine has no GPU that torch %s can use; running on the CPU", torch.__version__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-DeviceChoice = Literal["auto", "cpu", "cuda", "mps", "cuda-or-cpu"]
+DeviceChoice = Literal["auto", "cpu", "gpu", "cuda", "mps", "cuda-or-cpu"]
 DtypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
 QuantizeChoice = Literal["auto", "none", "int4", "int8"]
 
