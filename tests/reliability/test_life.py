@@ -50,7 +50,7 @@ async def test_a_second_sigterm_cuts_and_the_client_hears_of_it() -> None:
                         await asyncio.sleep(0.02)
                 # The first one cuts nothing: more than was under way is still coming.
                 going_on = [await anext(lines) for _ in range(20)]
-                assert all('"content":"word "' in line for line in going_on)
+                assert all('"content":"la "' in line for line in going_on)
                 assert server.process.poll() is None
                 server.process.send_signal(signal.SIGTERM)
                 rest = [line async for line in lines]
