@@ -38,7 +38,7 @@ from onsight.api.traces import Traces
 from onsight.config import LOOPBACK_HOSTS, MEGABYTE, Settings, tell_gradio
 from onsight.core.engine import Engine, Progress
 from onsight.core.errors import RequestError, StartError
-from onsight.core.threads import started_pool
+from onsight.core.threads import start_loops_threads
 from onsight.engine_choice import build_roster, with_room
 from onsight.engines.machine import allow_open_files, keep_few_heaps
 from onsight.index.collection import Collection, Place
@@ -58,8 +58,6 @@ _AT_WORK = 4
 _UPLOADS = 8
 """So many times the largest body the page's uploads may have together."""
 
-_AT_ONCE = min(32, (os.cpu_count() or 1) + 4)
-"""Threads for what is read and written beside the event loop: as many as asyncio would start one by one."""
 _LAST_BYTES_S = 5
 """After the last running answer, connections have at least so long for what is still on its way."""
 _LAST_WORDS_S = 2.0
@@ -318,7 +316,7 @@ async def _serve(
 ) -> None:
     began_s = time.monotonic()
     host, port = listening.getsockname()[:2]
-    asyncio.get_running_loop().set_default_executor(started_pool(_AT_ONCE, "onsight-work"))
+    start_loops_threads()
     serving = asyncio.create_task(server.serve([listening]))
     loading = asyncio.create_task(site.start())
     try:
