@@ -135,7 +135,9 @@ def test_models_are_looked_for_in_the_package_then_in_folders(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "./no/such/folder", "a/b/c", "../x"])
-def test_a_model_that_is_nowhere_is_one_sentence(name: str) -> None:
+def test_a_model_that_is_nowhere_is_one_sentence(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(StartError, match=r"no model"):
         locate_model(name)
 

@@ -56,8 +56,9 @@ class Watched(ColQwen):
         super().look(prompt)
 
     def embed(self, prompts: Sequence[Prompt], batch_tokens: int = 16_384) -> list[Embedding]:
+        gate = self.gate
         self.batches.append(prompts)
-        assert self.gate.wait(20)
+        assert gate.wait(20)
         if any(span.plan.image.digest == POISON.digest for prompt in prompts for span in prompt.spans):
             raise self.error("the secret path /etc/shadow")
         return super().embed(prompts, batch_tokens)
@@ -76,13 +77,14 @@ class Running:
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
         """While the model is in the middle of the forward of a query, which ends with the block."""
-        self.model.gate.clear()
+        gate, done = self.model.gate, len(self.model.batches)
+        gate.clear()
         first = asyncio.create_task(self.engine.embed(Text("hold")))
-        await until(lambda: self.engine.status().running == 1)
+        await until(lambda: len(self.model.batches) > done and self.engine.status().running == 1)
         try:
             yield
         finally:
-            self.model.gate.set()
+            gate.set()
             await asyncio.wait([first])
 
     def ask(self, *inputs: str | Image) -> list[asyncio.Task[Embedding]]:
@@ -216,7 +218,8 @@ async def test_leaving_in_the_middle_of_a_forward_takes_nobody_along(running: Ru
     async with running.held():
         stay, leave = running.ask("stay", "leave")
         await running.waiting(2)
-    running.model.gate.clear()
+        # A gate of their own, which is closed before they come to it.
+        running.model.gate = threading.Event()
     await until(lambda: running.engine.status().running == 2)
     leave.cancel()
     running.model.gate.set()
