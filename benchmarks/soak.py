@@ -41,10 +41,6 @@ WARM_UP = 0.2
 MOST_GROWTH = 3.0
 HEALTH_MS = 50.0
 PLACES: int = Settings.model_fields["max_queue"].default
-PLACES_OF_ONE = -(-PLACES * 3 // 4)
-"""Of these, most that one key holds."""
-CHATS = ("small", "picture", "leaving", "video", "pdf")
-"""Kinds whose callers take turns for the model that chats."""
 
 KINDS = {"small": 30, "picture": 25, "leaving": 12, "bad": 13, "query": 10, "page": 6, "video": 3, "pdf": 1}
 """How often of each hundred requests each kind comes."""
@@ -252,13 +248,11 @@ def is_lost(one: Sent, lines: int) -> bool:
 
 
 def slowest_rate(sent: Sequence[Sent], parts: int = 10) -> float:
-    """Chats a second that were done, answered or left, in the slowest of the run's `parts`."""
+    """Requests a second that gave a place back, answered or left, in the slowest of the run's `parts`."""
     first_s = min(one.ended_s - one.seconds for one in sent)
     # What ends after the last one was sent has the server to itself.
     part_s = (max(one.ended_s - one.seconds for one in sent) - first_s) / parts
-    ends = Counter(
-        int((one.ended_s - first_s) / part_s) for one in sent if one.kind in CHATS and one.status in (0, 200)
-    )
+    ends = Counter(int((one.ended_s - first_s) / part_s) for one in sent if one.status in (0, 200))
     return max(1, min(ends[part] for part in range(parts))) / part_s
 
 
@@ -283,7 +277,7 @@ def report(rate: float, share: float, sent: Sequence[Sent], memory: Memory, heal
         Aim("answers of 5xx", 0, len(broken), ""),
         Aim("requests answered not once, or twice told in the log", 0, len(lost), ""),
         Aim(f"growth of memory after {WARM_UP:.0%} of the time", MOST_GROWTH, growth, "%"),
-        Aim("p99 of small requests beside large ones", 2 * PLACES_OF_ONE / slowest, quantile(small, 0.99), "s"),
+        Aim("p99 of small requests beside large ones", PLACES / slowest, quantile(small, 0.99), "s"),
         Aim("/health p99", HEALTH_MS, quantile(health_ms, 0.99), "ms"),
     )
     columns = ("kind", "sent", "answers", "p50 of 200, s", "p95, s", "p99, s")
@@ -304,10 +298,9 @@ def report(rate: float, share: float, sent: Sequence[Sent], memory: Memory, heal
         " one line for it, also where its client left in the middle of it; who left earlier may not have been heard. Of"
         f" {len(left)} that left, {sum(one.begun for one in left)} had begun to read and"
         f" {sum(told[one.id] == 1 for one in left)} have their line.",
-        f"The bound on small requests is {2 * PLACES_OF_ONE} turns of {1 / slowest:.3f} s, what each chat took in the"
-        f" slowest tenth of the run: a key holds at most {PLACES_OF_ONE} places, and the two keys take turns: an"
-        " accepted request has at most so many of its own key's before it, each after one of the other's, however many"
-        " and however large those are.",
+        f"The bound on small requests is {PLACES} places in the queue times {1 / slowest:.2f} s, what each took in the"
+        " slowest tenth of the run: an accepted request has fewer than all places before it, and callers take turns, so"
+        " that none should wait for longer than the whole queue takes, however large the others' requests are.",
         "`/health` was asked by another process, on a new connection each time, every 10 ms.",
         "The server and all clients share the machine's cores, and other work ran beside them where the load average"
         " below is above their number: latencies are those of that machine.",
