@@ -293,13 +293,13 @@ def report(rate: float, share: float, sent: Sequence[Sent], memory: Memory, heal
         f" {rate:.2f} requests a second. Then {share * rate:.2f} a second ({share:.0%}) were sent at irregular moments,"
         f" {len(sent)} in all, whether or not earlier ones were answered; 429 is what the rest should be told.",
         "Peek's weights answer under SmolVLM2's card, so that videos are seen; Leaf makes the vectors. `small` requests"
-        " come with a key of their own, all others with another; their callers take turns.",
+        " come with a key of their own, all others with another; what becomes free goes to the key that holds fewer.",
         "Each request has an id of its own: an answer of 200 must be whole and end once, and the server's log must have"
         " one line for it, also where its client left in the middle of it; who left earlier may not have been heard. Of"
         f" {len(left)} that left, {sum(one.begun for one in left)} had begun to read and"
         f" {sum(told[one.id] == 1 for one in left)} have their line.",
         f"The bound on small requests is {PLACES} places in the queue times {1 / slowest:.2f} s, what each took in the"
-        " slowest tenth of the run: an accepted request has fewer than all places before it, and callers take turns, so"
+        " slowest tenth of the run: an accepted request has fewer than all places before it, and callers share, so"
         " that none should wait for longer than the whole queue takes, however large the others' requests are.",
         "`/health` was asked by another process, on a new connection each time, every 10 ms.",
         "The server and all clients share the machine's cores, and other work ran beside them where the load average"

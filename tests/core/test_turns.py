@@ -60,9 +60,43 @@ async def test_a_turn_that_comes_when_its_caller_leaves_goes_to_the_next() -> No
         await first.aclose()
         leaving.cancel()
         await asyncio.wait_for(staying, 5)
-    turns._end()
+    turns._end("c")
     async with asyncio.timeout(5), turns.turn("d"):
         pass
+    assert not turns._line._held, "nobody holds anything, and nobody's name is kept"
+
+
+async def test_a_place_goes_to_who_holds_fewest() -> None:
+    turns, began, ends = Turns(4), list[str](), dict[str, asyncio.Event]()
+
+    async def work(caller: str, name: str) -> None:
+        async with turns.turn(caller):
+            began.append(name)
+            await ends.setdefault(name, asyncio.Event()).wait()
+
+    async def end(name: str) -> None:
+        ends[name].set()
+        await asyncio.sleep(0.01)
+
+    names = [f"long{number}" for number in range(8)] + [f"short{number}" for number in range(5)]
+    tasks = [asyncio.create_task(work(name.rstrip("0123456789"), name)) for name in names]
+    await asyncio.sleep(0)
+    assert (began, turns.waiting) == (names[:4], 9)
+    await end("long0")
+    await end("short0")
+    await end("short1")
+    assert began[4:] == ["short0", "short1", "short2"], "three of the long ones are at work all the time"
+    await end("long1")
+    assert began[7:] == ["short3"], "two of each"
+    await end("short2")
+    assert began[8:] == ["short4"]
+    await end("long2")
+    await end("long3")
+    assert began[9:] == ["long4", "long5"], "nobody else waits"
+    for name in names:
+        ends.setdefault(name, asyncio.Event()).set()
+    await asyncio.gather(*tasks)
+    assert (turns._free, turns._line._held) == (4, {})
 
 
 async def test_who_needs_much_is_waited_for_and_not_passed() -> None:

@@ -17,10 +17,16 @@ from onsight.core.generation import GenerateRequest, Sampling
 from onsight.core.messages import Draft, ImageRef, Message, Text
 from onsight.engines.fake_engine import FakeEngine, FakeScript
 from onsight.engines.torch_engine import TorchEngine, TorchSettings
+from onsight.engines.torch_engine.detokenizer import TextStream
 from onsight.engines.torch_engine.embed_queue import Asked, EmbedQueue
+from onsight.engines.torch_engine.prefix import SlotBook
 from onsight.engines.torch_engine.prompt import Prompt, Span
+from onsight.engines.torch_engine.scheduler import Scheduler
+from onsight.engines.torch_engine.sequence import Sequence
+from onsight.engines.torch_engine.vocabulary import Vocabulary
 from onsight.media.door import MediaDoor, MediaLimits
 from onsight.models.card import find_card
+from onsight.models.hub import BUNDLED
 from onsight.serve import _queue_limits
 from onsight.tasks.admission import Admission, QueueLimits
 from onsight.tasks.chat import Chat, ChatCall, collect
@@ -126,6 +132,33 @@ async def test_queries_and_pages_of_callers_are_embedded_in_turn(page: bool) -> 
     while "one" not in taken:
         taken += [asked.caller for asked in queue.take()]
     assert taken.index("one") == 1
+
+
+async def test_a_slot_of_the_engine_goes_to_who_holds_fewest() -> None:
+    scheduler, vocabulary = Scheduler(SlotBook(3)), Vocabulary(BUNDLED / "peek")
+
+    def ask(caller: str) -> Sequence:
+        asked = Sequence(Prompt([1], [1]), Sampling(), 1, TextStream(vocabulary, ()), caller=caller)
+        scheduler.add(asked)
+        return asked
+
+    def running() -> list[Sequence]:
+        scheduler.schedule()
+        return scheduler.running
+
+    long = [ask("long") for _ in range(6)]
+    assert running() == long[:3]
+    short = [ask("short") for _ in range(3)]
+    scheduler.retire(long[0])
+    assert running() == [*long[1:3], short[0]]
+    scheduler.retire(short[0])
+    assert running() == [*long[1:3], short[1]], "long answers hold more slots already"
+    long[1].cancelled = True
+    scheduler.drop_cancelled()
+    assert running() == [long[2], short[1], long[3]], "who hold alike take turns"
+    for answered in list(scheduler.running):
+        scheduler.retire(answered)
+    assert running() == [short[2], *long[4:]]
 
 
 @pytest.mark.model

@@ -1,8 +1,14 @@
-"""Turns: who waits is served caller by caller, so that nobody waits behind all that one other has asked for."""
+"""Turns: who waits is served caller by caller, so that nobody waits behind all that one other has asked for.
+
+Requests cost a hundredfold more or less than one another, and only their end tells how much. So callers do not share the
+number of turns but the places themselves: a place that becomes free goes to who holds fewest, max-min fairness. Who
+holds each of theirs for long gets fewer turns, and nobody needs to know why.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Hashable, Iterator
 from contextlib import asynccontextmanager
 from itertools import zip_longest
@@ -12,38 +18,50 @@ Item = TypeVar("Item", bound=Hashable)
 
 
 class Line(Generic[Item]):
-    """What waits. Callers take turns; what one of them asked for keeps its order."""
+    """What waits, and how much each caller holds of what it waits for.
+
+    Next is the caller who holds least; who hold alike take turns. What one of them asked for keeps its order.
+    """
 
     def __init__(self) -> None:
         # Dictionaries keep the order in which their keys came, and lose one from the middle at once.
         self._callers: dict[str, dict[Item, None]] = {}
+        self._held: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return sum(map(len, self._callers.values()))
 
     def __iter__(self) -> Iterator[Item]:
-        """In the order in which `pop` would give them."""
+        """As callers take turns: in the order in which `pop` would give them, if all hold alike all the time."""
         for turn in zip_longest(*self._callers.values()):
             yield from (item for item in turn if item is not None)
 
     def add(self, caller: str, item: Item) -> None:
         self._callers.setdefault(caller, {})[item] = None
 
-    def first(self) -> Item:
-        """Who is next; KeyError when nobody waits."""
-        return self._first()[1]
+    def first(self) -> tuple[str, Item]:
+        """Who is next, and with what; KeyError when nobody waits."""
+        if not self._callers:
+            raise KeyError("nobody waits")
+        # The first of those who hold alike is the one whose last turn was longest ago.
+        caller = min(self._callers, key=self._held.__getitem__)
+        return caller, next(iter(self._callers[caller]))
 
     def pop(self) -> Item:
         """Take out who is next; KeyError when nobody waits."""
-        caller, item = self._first()
+        caller, item = self.first()
         self.take(caller, item)
         return item
 
-    def _first(self) -> tuple[str, Item]:
-        if not self._callers:
-            raise KeyError("nobody waits")
-        caller, items = next(iter(self._callers.items()))
-        return caller, next(iter(items))
+    def hold(self, caller: str, places: int = 1) -> None:
+        """From now on `caller` holds so much more."""
+        self._held[caller] += places
+
+    def give_back(self, caller: str, places: int = 1) -> None:
+        """And now so much less."""
+        self._held[caller] -= places
+        if not self._held[caller]:
+            del self._held[caller]  # or the book would grow with every address
 
     def take(self, caller: str, item: Item) -> None:
         """Take out one that waits; its caller's next one comes after everybody else's."""
@@ -82,11 +100,11 @@ class Turns:
         try:
             yield
         finally:
-            self._end(places)
+            self._end(caller, places)
 
     async def _begin(self, caller: str, places: int = 1) -> None:
         if not self._line and places <= self._free:
-            self._free -= places
+            self._hold(caller, places)
             return
         called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._line.add(caller, (called, places))
@@ -95,17 +113,22 @@ class Turns:
         except asyncio.CancelledError:
             self._line.discard(caller, (called, places))
             # The turn may have come at the moment in which its caller left; if not, others may have waited behind.
-            self._end(0 if called.cancelled() else places)
+            self._end(caller, 0 if called.cancelled() else places)
             raise
 
-    def _end(self, places: int = 1) -> None:
-        """Call those who are next, as far as there are places."""
+    def _hold(self, caller: str, places: int) -> None:
+        self._free -= places
+        self._line.hold(caller, places)
+
+    def _end(self, caller: str, places: int = 1) -> None:
+        """Take back what `caller` held, and call those who are next, as far as there are places."""
         self._free += places
+        self._line.give_back(caller, places)
         while self._line:
-            called, wanted = self._line.first()
+            first, (called, wanted) = self._line.first()
             if not called.done():
                 if wanted > self._free:
                     return
-                self._free -= wanted
                 called.set_result(None)
-            self._line.pop()
+                self._hold(first, wanted)
+            self._line.take(first, (called, wanted))

@@ -23,7 +23,7 @@ class Batch:
 
 
 class Scheduler:
-    """Callers take turns. A sequence waits, then runs in a slot until it is finished, cancelled or failed."""
+    """Callers share the slots. A sequence waits, then runs in one until it is finished, cancelled or failed."""
 
     def __init__(self, slots: SlotBook) -> None:
         self.waiting: Line[Sequence] = Line()
@@ -68,6 +68,7 @@ class Scheduler:
         sequence.slot = claim.slot
         sequence.computed = sequence.cached = claim.tokens
         self.running.append(sequence)
+        self.waiting.hold(sequence.caller)
         return claim
 
     def computed(self, sequence: Sequence, tokens: int) -> None:
@@ -78,6 +79,7 @@ class Scheduler:
     def retire(self, sequence: Sequence) -> None:
         """The sequence is over; its slot keeps what was computed, for others."""
         self.running.remove(sequence)
+        self.waiting.give_back(sequence.caller)
         self._slots.release(sequence.slot)
 
 
