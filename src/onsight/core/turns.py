@@ -1,7 +1,7 @@
 """Turns: who waits is served caller by caller, so that nobody waits behind all that one other has asked for.
 
-Requests cost a hundredfold more or less than one another, and only their end tells how much. So callers do not share the
-number of turns but the places themselves: a place that becomes free goes to who holds fewest, max-min fairness. Who
+Requests cost a hundredfold more or less than one another, and only their end tells how much. So callers do not share
+the number of turns but the places themselves: a place that becomes free goes to who holds fewest, max-min fairness. Who
 holds each of theirs for long gets fewer turns, and nobody needs to know why.
 """
 
