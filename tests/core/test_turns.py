@@ -119,6 +119,58 @@ async def test_who_needs_much_is_waited_for_and_not_passed() -> None:
     assert (began, room._free) == (["a", "b", "c"], 10)
 
 
+async def test_who_holds_fewer_passes_a_large_need_and_who_holds_none_is_passed_by_nobody() -> None:
+    room, began, ends = Turns(10), list[str](), dict[str, asyncio.Event]()
+
+    async def work(name: str, places: int) -> None:
+        async with room.turn(name[0], places):
+            began.append(name)
+            await ends.setdefault(name, asyncio.Event()).wait()
+
+    async def ask(name: str, places: int) -> None:
+        tasks.append(asyncio.create_task(work(name, places)))
+        await asyncio.sleep(0.01)
+
+    async def end(name: str) -> None:
+        ends[name].set()
+        await asyncio.sleep(0.01)
+
+    tasks: list[asyncio.Task[None]] = []
+    for name, places in (("a1", 6), ("a2", 6), ("b1", 3)):
+        await ask(name, places)
+    assert began == ["a1", "b1"], "what is free is not kept for who holds most of it"
+    await ask("c1", 2)
+    assert (began, room.waiting) == (["a1", "b1"], 2)
+    await end("a1")
+    assert began[2:] == ["a2"], "and once they hold none, it is theirs: they waited longest"
+    await ask("d1", 1)
+    await end("b1")
+    assert began[3:] == ["c1", "d1"]
+    for name in ("a2", "c1", "d1"):
+        ends[name].set()
+    await asyncio.gather(*tasks)
+    assert (room._free, room._line._held) == (10, {})
+
+
+async def test_a_turn_lasts_for_as_long_as_its_work_even_where_its_caller_has_left() -> None:
+    turns, ends = Turns(1), [asyncio.get_running_loop().create_future() for _ in range(3)]
+    leaving = asyncio.create_task(turns.through("a", lambda: ends[0]))
+    other = asyncio.create_task(turns.through("b", lambda: ends[1]))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    assert (leaving.cancelled(), turns.waiting, turns._free) == (True, 1, 0), "the work goes on, in its place"
+    assert not other.done()
+    ends[0].set_result("nobody wants it")
+    ends[1].set_result("done")
+    assert await asyncio.wait_for(other, 5) == "done"
+    ends[2].set_exception(ValueError("broken"))
+    with pytest.raises(ValueError, match="broken"):
+        await turns.through("c", lambda: ends[2])
+    await asyncio.sleep(0)
+    assert (turns._free, turns._line._held) == (1, {})
+
+
 async def test_who_needs_much_and_leaves_lets_those_behind_go_on() -> None:
     room = Turns(10)
     async with room.turn("a", 6):

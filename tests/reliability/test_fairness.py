@@ -79,13 +79,14 @@ async def test_the_pictures_of_callers_are_opened_in_turn(monkeypatch: pytest.Mo
         await until(lambda: began == ["left"] and door._turns.waiting == 39)
         left.cancel()
         await asyncio.wait([left])
-        assert door._turns.waiting == 19, "who left waits no more, and somebody has their turn"
+        assert door._turns.waiting == 20, "who left waits no more, but their picture is still being looked at"
         one = ask("one", 1)
-        await until(lambda: door._turns.waiting == 20)
+        await until(lambda: door._turns.waiting == 21)
         goes_on.set()
         await asyncio.gather(one, many)
         assert began.count("left") == 1
         assert began.index("one") <= 3
+        assert door._turns._line._held == {}
     finally:
         goes_on.set()
         door.close()
@@ -159,6 +160,9 @@ async def test_a_slot_of_the_engine_goes_to_who_holds_fewest() -> None:
     for answered in list(scheduler.running):
         scheduler.retire(answered)
     assert running() == [short[2], *long[4:]]
+    for answered in list(scheduler.running):
+        scheduler.retire(answered)
+    assert scheduler.waiting._held == {}
 
 
 @pytest.mark.model

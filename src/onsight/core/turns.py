@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Hashable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item", bound=Hashable)
+Done = TypeVar("Done")
 
 
 class Line(Generic[Item]):
@@ -79,11 +81,15 @@ class Line(Generic[Item]):
 
 
 class Turns:
-    """Lets work that takes so many places go on at once; the rest waits in line. Used from the event loop alone."""
+    """Lets work that takes so many places go on at once; the rest waits in line. Used from the event loop alone.
+
+    Who is next and needs more than is free is waited for: only those pass who hold fewer places. So whoever holds none
+    is passed by nobody, and a large need never waits for longer than for what its own caller holds.
+    """
 
     def __init__(self, places: int) -> None:
         self._places = self._free = places
-        self._line: Line[tuple[asyncio.Future[None], int]] = Line()
+        self._line: Line[_Waiting] = Line()
 
     @property
     def waiting(self) -> int:
@@ -91,10 +97,7 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, caller: str, places: int = 1) -> AsyncIterator[None]:
-        """Wait for the caller's turn, and have it for the length of the block; who wants more than all places has all.
-
-        Who is next and needs much is waited for: smaller ones do not pass, or its turn might never come.
-        """
+        """Wait for the caller's turn, and have it for the length of the block; who wants more than all places has all."""
         places = min(places, self._places)
         await self._begin(caller, places)
         try:
@@ -102,33 +105,57 @@ class Turns:
         finally:
             self._end(caller, places)
 
+    async def through(self, caller: str, start: Callable[[], Awaitable[Done]]) -> Done:
+        """Wait for the caller's turn, and what comes of `start()`, which takes one place until it is done.
+
+        Also where nobody waits for it any more: a thread cannot be stopped, and who came next would wait for it in vain.
+        """
+
+        async def whole() -> Done:
+            return await start()
+
+        await self._begin(caller)
+        # A task, which is cancelled with the event loop's others where the server ends sooner.
+        work = asyncio.create_task(whole())
+        work.add_done_callback(lambda _: self._end(caller))
+        return await asyncio.shield(work)
+
     async def _begin(self, caller: str, places: int = 1) -> None:
-        if not self._line and places <= self._free:
-            self._hold(caller, places)
-            return
-        called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._line.add(caller, (called, places))
+        waiting = _Waiting(places, asyncio.get_running_loop().create_future())
+        self._line.add(caller, waiting)
+        self._call()
         try:
-            await called
+            await waiting.called
         except asyncio.CancelledError:
-            self._line.discard(caller, (called, places))
+            self._line.discard(caller, waiting)
             # The turn may have come at the moment in which its caller left; if not, others may have waited behind.
-            self._end(caller, 0 if called.cancelled() else places)
+            self._end(caller, 0 if waiting.called.cancelled() else places)
             raise
 
-    def _hold(self, caller: str, places: int) -> None:
-        self._free -= places
-        self._line.hold(caller, places)
-
     def _end(self, caller: str, places: int = 1) -> None:
-        """Take back what `caller` held, and call those who are next, as far as there are places."""
+        """Take back what `caller` held."""
         self._free += places
         self._line.give_back(caller, places)
+        self._call()
+
+    def _call(self) -> None:
+        """Call those who are next, as far as there are places."""
         while self._line:
-            first, (called, wanted) = self._line.first()
-            if not called.done():
-                if wanted > self._free:
-                    return
-                called.set_result(None)
-                self._hold(first, wanted)
-            self._line.take(first, (called, wanted))
+            caller, first = self._line.first()
+            if first.called.cancelled():
+                self._line.discard(caller, first)
+            elif first.places > self._free:
+                return
+            else:
+                self._free -= first.places
+                self._line.take(caller, first)
+                self._line.hold(caller, first.places)
+                first.called.set_result(None)
+
+
+@dataclass(eq=False, frozen=True, slots=True)
+class _Waiting:
+    """What somebody waits for, and what tells them that they have it."""
+
+    places: int
+    called: asyncio.Future[None]

@@ -257,8 +257,8 @@ class MediaDoor:
             )
 
     async def _in_pool(self, caller: str, work: Callable[[], T]) -> T:
-        async with self._turns.turn(caller):
-            return await asyncio.get_running_loop().run_in_executor(self._decoders, work)
+        loop = asyncio.get_running_loop()
+        return await self._turns.through(caller, lambda: loop.run_in_executor(self._decoders, work))
 
 
 def _whole_file(file: PictureFile | PdfFile) -> PictureFile | PdfFile:

@@ -178,8 +178,7 @@ class Fetcher:
 
     async def _get(self, target: httpx.URL, kind: Kind, caller: str) -> _Reply:
         async def resolve(host: str, port: int) -> Sequence[str]:
-            async with self._lookups.turn(caller):
-                return await self._resolver(host, port)
+            return await self._lookups.through(caller, lambda: self._resolver(host, port))
 
         trusted = self._limits.remote == "allow-list"
         connection = httpcore.AsyncHTTPConnection(

@@ -104,7 +104,7 @@ class Chat:
                 known = self._door.known_pixels(_images(call))
                 await hold(known)
                 async with AsyncExitStack() as turn:
-                    await deadline.within(turn.enter_async_context(self._turns.turn(call.caller)))
+                    await deadline.within(turn.enter_async_context(self._turns.turn(call.caller, call.n)))
                     record.turn_came()
                     messages = await deadline.within(self._open(call, loaded.card, record, hold, known))
                     request = GenerateRequest(messages, call.sampling, call.schema, call.tools, call.caller)
