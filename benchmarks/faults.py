@@ -186,7 +186,7 @@ def killed_pdf_child() -> Row:
         until(lambda: any(child.cpu_times().user > 0.3 for child in parent.children(recursive=True)))
         for child in parent.children(recursive=True):
             child.kill()
-        return Row("SIGKILL of the child that opens a PDF", [reading.result(), *clients.ended()], 1)
+        return Row("SIGKILL of the child that opens a PDF", [reading.result(), *clients.ended()], 1, must_lose=1)
 
 
 def _slow_pdf() -> bytes:
@@ -283,7 +283,8 @@ def out_of_memory() -> Row:
         ended = clients.ended()
         assert ask(server.url, "hi", 4).whole
         now = "ready" if is_ready(server.url) else "not ready"
-    return Row("no memory for a picture of 39 Mpx", [lost, *ended], 1, f"the server was {now}")
+        assert lost.error == "out_of_memory", lost
+    return Row("no memory for a picture of 39 Mpx", [lost, *ended], 1, f"the server was {now}", must_lose=1)
 
 
 def no_disk(folder: Path) -> Row:
@@ -318,7 +319,7 @@ def cut_upstream() -> Row:
         ready_s = until(lambda: is_ready(server.url))
         assert ask(server.url, "hi", 4).whole
     note = f"counted from when the other server was back, after {started_s:.1f} s"
-    return Row("the server behind --upstream is killed", ended, 2, note, ready_s)
+    return Row("the server behind --upstream is killed", ended, 2, note, ready_s, must_lose=2)
 
 
 def many_connections() -> Row:
@@ -339,6 +340,7 @@ def many_connections() -> Row:
         ended = clients.ended()
         stack.close()
         until(lambda: is_ready(server.url))
+    assert refused, "all were let in beside the one at work"
     note = f"{refused} of {CONNECTIONS} silent connections were told 503, the others were kept open"
     return Row(f"{CONNECTIONS} connections", ended, 0, note)
 
@@ -352,6 +354,7 @@ def slow_senders(count: int = 100) -> Row:
             connection.sendall(head.encode() + b"{")
         ended = [ask(server.url, "hi", 4) for _ in range(10)]
         late = sum(b" 408 " in connection.recv(200) for connection in slow)
+    assert late == count, late
     note = f"{late} of {count} that sent one byte of a body were told 408 after --body-timeout-s 2"
     return Row(f"{count} slow senders", ended, 0, note)
 

@@ -172,9 +172,7 @@ class Settings(BaseModel):
     max_connections: int = Field(1000, ge=1, description="Most open connections.")
     head_timeout_s: float = Field(10.0, gt=0, description="Longest time for the head of a request, in seconds.")
     keep_alive_s: int = Field(30, ge=1, description="How long a silent connection is kept for more, in seconds.")
-    send_timeout_s: float = Field(
-        60.0, ge=1, description="Longest time for a client to take what is sent, in seconds (Linux)."
-    )
+    send_timeout_s: float = Field(60.0, ge=1, description="Longest time for a client to take what is sent, in seconds.")
     max_body_mb: int = Field(64, ge=1, description="Largest request body, in megabytes (2**20 bytes).")
     body_timeout_s: float = Field(30.0, gt=0, description="Longest time for a client to send its body, in seconds.")
     drain_timeout_s: float = Field(

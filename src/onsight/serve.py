@@ -149,6 +149,7 @@ def assemble(
         a_minute_by_address=settings.requests_per_min_address,
         max_body_bytes=settings.max_body_mb * MEGABYTE,
         body_timeout_s=settings.body_timeout_s,
+        send_timeout_s=settings.send_timeout_s,
         open_docs=settings.open_docs,
         open_metrics=settings.open_metrics,
         loopback_only=not (settings.no_auth or settings.api_key or settings.keys_file),

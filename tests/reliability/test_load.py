@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -101,6 +101,18 @@ async def test_an_answer_that_is_late_in_the_middle_ends_with_an_error_event(bui
     assert len(pieces) > 1
     assert json.loads(last)["error"]["code"] == "deadline_exceeded"
     assert (bench.admission.taken, bench.engine.status().running) == (0, 0)
+
+
+async def test_what_came_long_ago_and_is_taken_too_late_is_late() -> None:
+    async def come() -> AsyncGenerator[int, None]:
+        for number in range(3):
+            yield number
+
+    taken = Deadline(0.05).follow(come())
+    assert await anext(taken) == 0
+    await asyncio.sleep(0.1)
+    with pytest.raises(DeadlineMissed):
+        await anext(taken)
 
 
 async def test_waiting_in_line_counts() -> None:

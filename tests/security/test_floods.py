@@ -14,15 +14,22 @@ from http.client import HTTPConnection
 import httpx
 import psutil
 import pytest
+from starlette.types import Message, Scope
 
 from onsight.api.keys import KeyBook
 from onsight.api.rates import Buckets, Rate
 from onsight.config import Settings
+from onsight.engines.fake_engine import FakeScript
 from onsight.serve import listen_on
 from tests.api.conftest import Bench, hello
 from tests.servers import served, wait_until
 
 Build = Callable[..., Bench]
+CHAT: Scope = {
+    **{"type": "http", "method": "POST", "path": "/v1/chat/completions", "raw_path": b"/v1/chat/completions"},
+    **{"query_string": b"", "scheme": "http", "server": ("here", 80), "client": ("192.0.2.1", 1)},
+    "headers": [(b"content-type", b"application/json"), (b"host", b"here")],
+}
 
 
 def test_a_bucket_holds_a_minutes_worth_and_fills_steadily() -> None:
@@ -66,6 +73,19 @@ async def test_keys_cannot_be_guessed_at_speed(build: Build) -> None:
     assert [answer.status_code for answer in answers] == [401, 401, 401, 429, 429]
     assert (await bench.get("/v1/models", authorization="Bearer sesame")).status_code == 429
     assert (await bench.get("/ready")).status_code == 200
+
+
+async def test_one_client_is_one_address_whichever_it_chooses_of_its_network(build: Build) -> None:
+    app = build(keys=KeyBook("sesame"), a_minute_by_address=2).app
+
+    async def guess(address: str) -> int:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app, client=(address, 1)), base_url="http://x"
+        ) as client:
+            return (await client.get("/v1/models", headers={"authorization": "Bearer guess"})).status_code
+
+    assert [await guess(f"2001:db8::{number}") for number in range(1, 5)] == [401, 401, 429, 429]
+    assert await guess("2001:db8:0:1::1") == 401
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -187,6 +207,26 @@ def test_a_thousand_real_clients_are_answered_or_told_to_come_back_in_bounded_me
     assert codes[b"200"] >= 16
     assert all(b"\r\nretry-after: " in answer for answer in answers if answer[9:12] != b"200")
     assert most[0] - before < MOST_GROWTH
+
+
+async def test_who_takes_an_answer_too_slowly_gives_their_place_back(build: Build) -> None:
+    bench, sent = build(FakeScript(), send_timeout_s=0.2), list[Message]()
+    body = json.dumps({"messages": hello("long " * 40), "stream": True}).encode()
+    asked: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Message:
+        return asked.pop() if asked else await asyncio.Event().wait()  # type: ignore[return-value]
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+        if len(sent) == 5:
+            assert bench.admission.taken == 1
+            await asyncio.Event().wait()
+
+    async with asyncio.timeout(20):
+        await bench.app(dict(CHAT), receive, send)
+    assert (len(sent), bench.admission.taken, bench.engine.status().running) == (5, 0, 0)
+    assert [record.reason for record in bench.records] == ["cancelled"]
 
 
 async def test_who_takes_nothing_of_an_answer_is_gone_after_a_while() -> None:

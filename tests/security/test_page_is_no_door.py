@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import given as given_by
 from hypothesis import strategies as st
 from starlette.requests import Request
+from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from onsight.api.app import ApiSettings, Services, create_app
@@ -309,6 +310,28 @@ def test_no_post_breaks_the_page(page: httpx.Client, monkeypatch: pytest.MonkeyP
     upload()
     assert codes[400] > 50
     assert len(list(asked_of_each_event(page, ""))) >= 5
+
+
+async def test_one_key_typed_often_shows_nobody_else_out() -> None:
+    gate, words = Gate(lambda key: key), load_words("en")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        if request.method == "POST":
+            await (await gate.answer(request, words))(scope, receive, send)
+        else:
+            await PlainTextResponse(str(gate.visitor(request)))(scope, receive, send)
+
+    def browser() -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")
+
+    async with browser() as one, browser() as first, browser() as many:
+        await one.post("/", data={"key": "one"})
+        await first.post("/", data={"key": "many"})
+        for _ in range(100):
+            await many.post("/", data={"key": "many"})
+        told = [(await client.get("/")).text for client in (one, first, many)]
+    assert told == ["one", "None", "many"]
 
 
 async def test_a_key_of_half_a_character_opens_nothing() -> None:

@@ -115,7 +115,12 @@ def _layers(services: Services, settings: ApiSettings) -> list[Middleware]:
         "max_age": 600,
     }
     layers = [
-        Middleware(Boundary, envelopes=ENVELOPES, refused=services.metrics.refuse),
+        Middleware(
+            Boundary,
+            envelopes=ENVELOPES,
+            refused=services.metrics.refuse,
+            send_timeout_s=settings.send_timeout_s,
+        ),
         Middleware(OriginCheck, hosts=settings.allowed_hosts, origins=settings.origins),
     ]
     if settings.loopback_only:

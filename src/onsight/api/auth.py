@@ -9,6 +9,7 @@ from starlette.types import Scope as AsgiScope
 
 from onsight.api.errors import Forbidden, Unauthorized
 from onsight.api.keys import Caller, KeyBook, Scope
+from onsight.core.addresses import neighbourhood
 
 ALWAYS_OPEN = frozenset({"/health", "/ready", "/docs"})
 """Paths that need no key: probes have none, and the /docs page is a form that asks for it."""
@@ -110,14 +111,15 @@ def caller_of(scope: AsgiScope) -> Caller | None:
 
 
 def caller_name(scope: AsgiScope) -> str:
-    """What to call who sent the request: the name of their key, without keys their address, "-" where that is unknown.
+    """What to call who sent the request: the name of their key, without keys their address (of IPv6 its network), "-"
+    where that is unknown.
 
     Never the key itself.
     """
     caller, client = caller_of(scope), scope.get("client")
     if caller is not None:
         return caller.name
-    return "-" if client is None else str(client[0])
+    return "-" if client is None else neighbourhood(str(client[0]))
 
 
 def _given_key(headers: Headers) -> str | None:

@@ -51,6 +51,7 @@ class Boundary:
     request's state has an `envelope` of its own.
 
     `refused`: told of each error that no task keeps books of. A refused WebSocket is closed, for it has no answer.
+    `send_timeout_s`: longest time for a client to make room for the next piece of its answer; None is any.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class Boundary:
         app: ASGIApp,
         envelopes: Mapping[str, Envelope] = MappingProxyType({}),
         refused: Callable[[RequestError], None] | None = None,
+        send_timeout_s: float | None = None,
     ) -> None:
         self._app = app
+        self._send_timeout_s = send_timeout_s
         self._refused = refused
         self._envelopes = envelopes
 
@@ -74,7 +77,7 @@ class Boundary:
             await self._app(scope, receive, send)
             return
         envelope = self._envelopes.get(routed_path(scope))
-        exchange = _Exchange(Headers(scope=scope), receive, send)
+        exchange = _Exchange(Headers(scope=scope), receive, self._in_time(send))
         remember_trace(scope)
         scope.setdefault("state", {}).update(request_id=exchange.id, taken_up=False)
         try:
@@ -90,6 +93,18 @@ class Boundary:
             _log.exception("request %s failed", exchange.id, extra=exchange.named)
             unforeseen = f"something went wrong on our side; the server's log has it under request {exchange.id}"
             await self._answer(InternalError(unforeseen), envelope, scope, exchange)
+
+    def _in_time(self, send: Send) -> Send:
+        """`send`, which waits while what was sent before is not taken, but not for ever."""
+
+        async def in_time(message: Message) -> None:
+            try:
+                async with asyncio.timeout(self._send_timeout_s):
+                    await send(message)
+            except TimeoutError:
+                raise ClientLeft from None
+
+        return in_time
 
     async def _answer(self, error: RequestError, envelope: Envelope | None, scope: Scope, exchange: _Exchange) -> None:
         if not exchange.started:

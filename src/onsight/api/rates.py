@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from onsight.api.auth import ALWAYS_OPEN, caller_of, routed_path
 from onsight.api.errors import RateLimited
+from onsight.core.addresses import neighbourhood
 
 _MOST_BUCKETS = 10_000
 """Callers that are remembered; the one that was quiet longest is forgotten first, and then has a full bucket."""
@@ -78,4 +79,4 @@ class RateLimit:
             caller = caller_of(scope)
             return None if caller is None else caller.name
         client = scope.get("client")
-        return None if client is None else str(client[0])
+        return None if client is None else neighbourhood(str(client[0]))

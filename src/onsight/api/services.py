@@ -23,10 +23,10 @@ class ApiSettings:
     `origins`, `loopback_only`: see `onsight.api.origin`. `rate_by_key`: the page counts by it too.
     `a_minute_by_address`: most requests of each. `max_body_bytes`: of one request; `max_bodies_bytes`: what has come of
     all that are being answered, together. `body_timeout_s`: for a client to send its body; large bodies get more
-    (`onsight.api.body_limits`). `open_docs`, `open_metrics`: with a key, /openapi.json and /metrics need none.
-    `max_tokens_default`, `temperature_default`, `top_p_default`: for chat requests that name none, where the model's
-    card has no default of its own. `page`: what answers everything under /ui, and asks for keys itself; None is a
-    server without a page.
+    (`onsight.api.body_limits`). `send_timeout_s`: for a client to make room for the next piece. `open_docs`,
+    `open_metrics`: with a key, /openapi.json and /metrics need none. `max_tokens_default`, `temperature_default`,
+    `top_p_default`: for chat requests that name none, where the model's card has no default of its own. `page`: what
+    answers everything under /ui, and asks for keys itself; None is a server without a page.
     """
 
     keys: KeyBook = field(default_factory=KeyBook)
@@ -38,6 +38,7 @@ class ApiSettings:
     max_body_bytes: int = 64 << 20
     max_bodies_bytes: int = 512 << 20
     body_timeout_s: float = 30.0
+    send_timeout_s: float | None = None
     open_docs: bool = False
     open_metrics: bool = False
     max_tokens_default: int = 512

@@ -97,7 +97,7 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, caller: str, places: int = 1) -> AsyncIterator[None]:
-        """Wait for the caller's turn, and have it for the length of the block; who wants more than all places has all."""
+        """Wait for the caller's turn, and have it for the length of the block; more than all places is all of them."""
         places = min(places, self._places)
         await self._begin(caller, places)
         try:
@@ -108,7 +108,7 @@ class Turns:
     async def through(self, caller: str, start: Callable[[], Awaitable[Done]]) -> Done:
         """Wait for the caller's turn, and what comes of `start()`, which takes one place until it is done.
 
-        Also where nobody waits for it any more: a thread cannot be stopped, and who came next would wait for it in vain.
+        Also where nobody waits for it any more: a thread cannot be stopped, and who came next would wait for it.
         """
 
         async def whole() -> Done:

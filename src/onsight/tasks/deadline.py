@@ -34,10 +34,13 @@ class Deadline:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise DeadlineMissed(
-                f"the answer was not whole within {self._seconds:g} s (--request-timeout-s); ask for a shorter one, or"
-                " send the request again when fewer wait"
-            ) from None
+            raise self._missed() from None
+
+    def _missed(self) -> DeadlineMissed:
+        return DeadlineMissed(
+            f"the answer was not whole within {self._seconds:g} s (--request-timeout-s); ask for a shorter one, or send"
+            " the request again when fewer wait"
+        )
 
     async def follow(self, events: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """The events, as long as they come in time. Closing it closes `events`.
@@ -47,3 +50,6 @@ class Deadline:
         async with aclosing(events):
             while (event := await self.within(anext(events, None))) is not None:
                 yield event
+                # While whoever takes them was slow, so many may have come that no wait is cut short any more.
+                if self._at_s is not None and asyncio.get_running_loop().time() > self._at_s:
+                    raise self._missed()

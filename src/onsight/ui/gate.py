@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable
 from html import escape
 from urllib.parse import parse_qs
@@ -15,7 +14,8 @@ from onsight.ui.posts import read_body
 from onsight.ui.words import Words
 
 COOKIE = "onsight_page"
-_MOST_VISITORS = 1000
+_MOST_VISITORS = 100
+"""With one key; each name of the keys' file has as many, so that none can send those of another away."""
 _MOST_BYTES = 4096
 """Of what a browser makes of the form: a key, as `application/x-www-form-urlencoded`; nothing else holds one."""
 
@@ -26,7 +26,7 @@ class Gate:
 
     def __init__(self, name_of: Callable[[str], str | None]) -> None:
         self._name_of = name_of
-        self._keys: OrderedDict[str, str] = OrderedDict()
+        self._keys: dict[str, str] = {}
 
     def visitor(self, request: Request) -> str | None:
         """The name of the key that the request's cookie stands for, if it still opens the server."""
@@ -51,8 +51,9 @@ class Gate:
     def _remember(self, key: str) -> str:
         visitor = secrets.token_urlsafe(32)
         self._keys[visitor] = key
-        if len(self._keys) > _MOST_VISITORS:
-            self._keys.popitem(last=False)
+        known = [one for one, typed in self._keys.items() if typed == key]
+        if len(known) > _MOST_VISITORS:
+            del self._keys[known[0]]
         return visitor
 
 

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from onsight.core.addresses import neighbourhood
 from onsight.core.errors import InvalidRequest
 from onsight.media.uploads import Uploads
 from onsight.ui.desk import CALLER, Desk, Workplace
@@ -179,7 +180,7 @@ class Page:
         """Who looks: the name of their key; without keys, their address."""
         if self._gate is not None:
             return self._gate.visitor(request)
-        return CALLER if request.client is None else request.client.host
+        return CALLER if request.client is None else neighbourhood(request.client.host)
 
     def _lead(self, request: Request, language: str) -> Response:
         """To the page in a language: the one that the address names, or the one that the browser asks for."""
