@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,12 @@ def checks(*arguments: str, **environment: str) -> tuple[int, dict[str, dict[str
     return code, {row["check"]: row for row in report["checks"]}
 
 
+def each_checks(*asked: tuple[str, dict[str, str]]) -> list[tuple[int, dict[str, dict[str, Any]]]]:
+    """`checks` of each (arguments, environment), all at once: most of the time is that of a process's imports."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda one: checks(*one[0].split(), **one[1]), asked))
+
+
 def test_a_machine_that_can_serve_passes_in_one_table() -> None:
     code, printed = doctor("peek", "--device", "cpu")
     assert code == 0, printed
@@ -90,10 +97,13 @@ def test_a_taken_port_fails() -> None:
 
 
 def test_a_model_that_cannot_come_fails_and_one_that_can_does_not(tmp_path: Path) -> None:
-    code, rows = checks("org/none", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    home = {"HF_HOME": str(tmp_path)}
+    (code, rows), can_come = each_checks(
+        ("org/none", {"HF_HUB_OFFLINE": "1", **home}), ("org/none --revision v2", home)
+    )
     assert code == 1
     assert rows["model"]["mend"] == "HF_HUB_OFFLINE=0 onsight pull org/none"
-    code, rows = checks("org/none", "--revision", "v2", HF_HOME=str(tmp_path))
+    code, rows = can_come
     assert (code, rows["model"]["state"]) == (0, "off")
     assert rows["model"]["mend"] == "onsight pull org/none --revision v2"
     assert not any(tmp_path.iterdir())
@@ -101,11 +111,12 @@ def test_a_model_that_cannot_come_fails_and_one_that_can_does_not(tmp_path: Path
 
 def test_a_folder_that_cannot_take_the_model_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    code, rows = checks("org/none", HF_HOME=str(tmp_path / "file" / "deep"))
+    home = {"HF_HOME": str(tmp_path / "file" / "deep")}
+    (code, rows), bundled = each_checks(("org/none", home), ("peek", home))
     assert (code, rows["cache"]["state"]) == (1, "failed")
     assert "HF_HOME=" in rows["cache"]["mend"]
     # Nothing is to come, so the folder does not matter.
-    code, rows = checks("peek", HF_HOME=str(tmp_path / "file" / "deep"))
+    code, rows = bundled
     assert (code, rows["cache"]["state"]) == (0, "ok")
 
 
@@ -144,16 +155,22 @@ def test_a_gguf_file_that_is_not_there_fails(tmp_path: Path) -> None:
 
 def test_a_gguf_model_of_the_hub_is_looked_for_in_the_cache(tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp")
-    code, rows = checks("org/gguf:Q8_0", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "none"))
-    assert (code, rows["model"]["state"]) == (1, "failed")
-    assert rows["model"]["mend"] == "HF_HUB_OFFLINE=0 onsight pull org/gguf:Q8_0"
-    code, rows = checks("org/gguf:Q8_0", HF_HOME=str(tmp_path / "none"))
-    assert (code, rows["model"]["state"], rows["model"]["mend"]) == (0, "off", "onsight pull org/gguf:Q8_0")
+    home = {"HF_HOME": str(tmp_path / "none")}
     (tmp_path / "files").mkdir()
     write(tmp_path / "files" / "tiny-Q8_0.gguf", "llama")
     here = put_in_cache(tmp_path / "home", "org/gguf", tmp_path / "files")
-    assert checks("org/gguf:Q8_0", **here)[1]["model"]["state"] == "ok"
-    assert checks("org/gguf:Q4_K_M", **here)[1]["model"]["state"] == "failed"
+    (code, rows), can_come, is_here, other = each_checks(
+        ("org/gguf:Q8_0", {"HF_HUB_OFFLINE": "1", **home}),
+        ("org/gguf:Q8_0", home),
+        ("org/gguf:Q8_0", here),
+        ("org/gguf:Q4_K_M", here),
+    )
+    assert (code, rows["model"]["state"]) == (1, "failed")
+    assert rows["model"]["mend"] == "HF_HUB_OFFLINE=0 onsight pull org/gguf:Q8_0"
+    code, rows = can_come
+    assert (code, rows["model"]["state"], rows["model"]["mend"]) == (0, "off", "onsight pull org/gguf:Q8_0")
+    assert is_here[1]["model"]["state"] == "ok"
+    assert other[1]["model"]["state"] == "failed"
 
 
 def package(folder: Path, name: str, version: str) -> None:

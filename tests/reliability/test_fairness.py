@@ -56,6 +56,23 @@ async def test_the_requests_of_callers_are_worked_on_in_turn() -> None:
     assert (admission.taken, admission.waiting) == (0, 0)
 
 
+async def test_each_answer_of_a_request_counts_as_one_that_is_worked_on() -> None:
+    engine = FakeEngine(FakeScript(step_s=0.02))
+    await engine.start()
+    admission = Admission(64, QueueLimits(at_work=3))
+    chat = Chat(Roster([Loaded(("fake",), CARD, engine, 0)]), MediaDoor(), admission)
+
+    def ask(n: int) -> asyncio.Task[object]:
+        call = ChatCall((Draft("user", (Text("hi"),)),), sampling=Sampling(max_tokens=8), caller="one", n=n)
+        return asyncio.create_task(collect(chat.stream(call), n))
+
+    asked = [ask(2), ask(2), ask(1)]
+    await until(lambda: engine.status().running == 2)
+    assert admission.waiting == 2, "two more answers do not fit, and who comes later does not pass"
+    await asyncio.gather(*asked)
+    assert (admission.taken, admission.waiting) == (0, 0)
+
+
 async def test_the_pictures_of_callers_are_opened_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, door = FakeEngine(), MediaDoor(MediaLimits(decode_workers=1))
     await engine.start()
