@@ -174,7 +174,7 @@ class Settings(BaseModel):
     keep_alive_s: int = Field(30, ge=1, description="How long a silent connection is kept for more, in seconds.")
     send_timeout_s: float = Field(60.0, ge=1, description="Longest time for a client to take what is sent, in seconds.")
     max_body_mb: int = Field(64, ge=1, description="Largest request body, in megabytes (2**20 bytes).")
-    body_timeout_s: float = Field(30.0, gt=0, description="Longest time for a client to send its body, in seconds.")
+    body_timeout_s: float = Field(30.0, gt=0, description="Longest pause of a body, in seconds; 128 KiB make up one.")
     drain_timeout_s: float = Field(
         30.0, ge=0, description="After SIGTERM, how long running answers may go on, in seconds."
     )

@@ -22,8 +22,8 @@ class ApiSettings:
     `keys`: where it guards, every route but /health, /ready and the /docs page needs one. `allowed_hosts`,
     `origins`, `loopback_only`: see `onsight.api.origin`. `rate_by_key`: the page counts by it too.
     `a_minute_by_address`: most requests of each. `max_body_bytes`: of one request; `max_bodies_bytes`: what has come of
-    all that are being answered, together. `body_timeout_s`: for a client to send its body; large bodies get more
-    (`onsight.api.body_limits`). `send_timeout_s`: for a client to make room for the next piece. `open_docs`,
+    all that are being answered, together. `body_timeout_s`: for how long a body may stand still (both:
+    `onsight.api.body_limits`). `send_timeout_s`: for a client to make room for the next piece. `open_docs`,
     `open_metrics`: with a key, /openapi.json and /metrics need none. `max_tokens_default`, `temperature_default`,
     `top_p_default`: for chat requests that name none, where the model's card has no default of its own. `page`: what
     answers everything under /ui, and asks for keys itself; None is a server without a page.
