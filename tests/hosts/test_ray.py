@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import hashlib
 import json
 import os
 import socket
@@ -10,13 +12,15 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.media.pictures import data_url, plain
 from tests.servers import wait_until
@@ -158,6 +162,77 @@ def test_a_request_is_named_after_its_first_picture_else_after_its_first_words()
     ]
     assert forms[0] == forms[1]
     assert conversation(b"{", "application/json") != conversation(b"[", "application/json")
+    long = json.dumps(chat("hello " * 200_000)).encode()
+    assert conversation(long, "application/json") == hashlib.sha256(long).hexdigest()
+
+
+@pytest.fixture
+def caller(monkeypatch: pytest.MonkeyPatch) -> Callable[[ASGIApp, str], httpx.AsyncClient]:
+    """Makes clients, with their addresses, of what stands in a proxy before `app`; bodies may have a megabyte."""
+    from onsight.hosts.ray import door
+
+    monkeypatch.setenv("ONSIGHT_MAX_BODY_MB", "1")
+    monkeypatch.setattr("onsight.hosts.ray.set_up_logging", lambda settings: None)
+    layers = door()
+    doors: dict[ASGIApp, ASGIApp] = {}
+
+    def client(app: ASGIApp, address: str) -> httpx.AsyncClient:
+        if app not in doors:
+            doors[app] = functools.reduce(
+                lambda inner, layer: layer.cls(inner, *layer.args, **layer.kwargs), layers, app
+            )
+        transport = httpx.ASGITransport(doors[app], client=(address, 1))
+        return httpx.AsyncClient(transport=transport, base_url="http://proxy")
+
+    return client
+
+
+async def tell_length(scope: Scope, receive: Receive, send: Send) -> None:
+    """A replica that answers how many bytes it was sent."""
+    body = (await receive())["body"]
+    await PlainTextResponse(str(len(body)), headers={ANSWERED_BY: "one"})(scope, receive, marked(send))
+
+
+def marked(send: Send) -> Send:
+    """Marks the end of an answer, as a replica does."""
+
+    async def sign(message: Message) -> None:
+        await send(message if message["type"] == "http.response.start" else {**message, "onsight.whole": True})
+
+    return sign
+
+
+@pytest.mark.parametrize("depth", [900, 950, 980, 990, 1000, 3000, 100_000])
+async def test_what_is_nested_too_deeply_is_left_to_the_replica(
+    caller: Callable[[ASGIApp, str], httpx.AsyncClient], depth: int
+) -> None:
+    body = b'{"messages": ' + b"[" * depth + b"]" * depth + b"}"
+    async with caller(tell_length, "192.0.2.1") as client:
+        answer = await client.post("/v1/chat/completions", content=body)
+    assert (answer.status_code, answer.text) == (200, str(len(body)))
+
+
+async def test_one_address_leaves_room_for_bodies_of_another(
+    caller: Callable[[ASGIApp, str], httpx.AsyncClient],
+) -> None:
+    stalled = asyncio.Event()
+    body = bytes(1 << 20)
+
+    async def nearly() -> AsyncIterator[bytes]:
+        yield body[8:]
+        await stalled.wait()
+
+    async def send_all_but_8(client: httpx.AsyncClient) -> int:
+        headers = {"content-length": str(len(body))}
+        return (await client.post("/v1/chat/completions", content=nearly(), headers=headers)).status_code
+
+    async with caller(tell_length, "192.0.2.1") as many, caller(tell_length, "192.0.2.2") as other:
+        sent = [asyncio.create_task(send_all_but_8(many)) for _ in range(8)]
+        await asyncio.wait(sent, timeout=5, return_when=asyncio.FIRST_COMPLETED)
+        assert (await other.post("/v1/chat/completions", content=body)).status_code == 200
+        assert (await many.post("/v1/chat/completions", content=body)).status_code == 429
+        stalled.set()
+        assert sorted(await asyncio.gather(*sent)) == [200] * 6 + [429] * 2
 
 
 def test_plain_answers_and_streams_come_through_either_nodes_proxy(cluster: Cluster) -> None:

@@ -44,6 +44,7 @@ _OF_RAY = "/-/"
 _TRIES = 6
 _FIRST_PAUSE_S = 0.1
 _SMALL_BYTES = 1 << 16
+_MOST_PARSED_BYTES = 1 << 20
 _BODIES_AT_ONCE = 8
 _HEALTH_PERIOD_S = 5.0
 _NOT_OURS = frozenset({"host", "port", "head_timeout_s", "max_connections", "trusted_proxies"})
@@ -240,15 +241,23 @@ def conversation(body: bytes, content_type: str) -> str:
     if "boundary=" in content_type:
         boundary = content_type.partition("boundary=")[2].partition(";")[0].strip('"')
         return hashlib.sha256(body.replace(boundary.encode(), b"")).hexdigest()
+    return hashlib.sha256(_first_said(body) or body).hexdigest()
+
+
+def _first_said(body: bytes) -> bytes | None:
+    """What a JSON `body` says up to the first user's words; None for what is no such JSON, or too much to be read here,
+    where nobody has asked for a key."""
+    if len(body) > _MOST_PARSED_BYTES:
+        return None
     try:
         table = json.loads(body)
-    except ValueError:
-        table = None
-    said = table.get("messages", table.get("input")) if isinstance(table, dict) else None
-    if not isinstance(said, list):
-        return hashlib.sha256(body).hexdigest()
-    users = [index for index, one in enumerate(said) if isinstance(one, dict) and one.get("role") == "user"]
-    return hashlib.sha256(json.dumps(said[: users[0] + 1 if users else None]).encode()).hexdigest()
+        said = table.get("messages", table.get("input")) if isinstance(table, dict) else None
+        if not isinstance(said, list):
+            return None
+        users = [index for index, one in enumerate(said) if isinstance(one, dict) and one.get("role") == "user"]
+        return json.dumps(said[: users[0] + 1 if users else None]).encode()
+    except (ValueError, RecursionError):  # either of them, since what can be read may be too deep to be written
+        return None
 
 
 class _Client:
