@@ -83,9 +83,9 @@ class Row:
 
 
 def ask(url: str, text: str = "Say all that you can.", tokens: int = 150, **fields: object) -> Ended:
-    """One streamed chat request, as its client sees it; so hot that the answer does not end by itself."""
+    """One streamed chat request, as its client sees it; its answer has just so many tokens."""
     body: dict[str, object] = {"messages": [{"role": "user", "content": text}], "max_tokens": tokens}
-    return send(url + CHAT, body | {"stream": True, "temperature": 2} | fields)
+    return send(url + CHAT, body | {"stream": True, "response_format": LONG} | fields)
 
 
 def send(url: str, body: dict[str, object]) -> Ended:
@@ -215,7 +215,7 @@ def _killed_engine(name: str, serving: AbstractContextManager[Served]) -> Row:
     with serving as server:
         clients = Clients(3)
         for _ in range(2):
-            clients.ask(server.url, tokens=1900, response_format=LONG)
+            clients.ask(server.url, tokens=1900)
         until(lambda: running(server) == 2)
         time.sleep(0.2)
         for child in psutil.Process(server.process.pid).children():

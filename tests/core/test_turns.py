@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import AsyncExitStack
 
 import pytest
@@ -161,14 +162,18 @@ async def test_a_turn_lasts_for_as_long_as_its_work_even_where_its_caller_has_le
     await asyncio.wait([leaving])
     assert (leaving.cancelled(), turns.waiting, turns._free) == (True, 1, 0), "the work goes on, in its place"
     assert not other.done()
-    ends[0].set_result("nobody wants it")
+    complaints = list[object]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, complaint: complaints.append(complaint))
+    ends[0].set_exception(ValueError("nobody hears it"))
     ends[1].set_result("done")
     assert await asyncio.wait_for(other, 5) == "done"
     ends[2].set_exception(ValueError("broken"))
     with pytest.raises(ValueError, match="broken"):
         await turns.through("c", lambda: ends[2])
     await asyncio.sleep(0)
-    assert (turns._free, turns._line._held) == (1, {})
+    del leaving, other
+    gc.collect()
+    assert (turns._free, turns._line._held, complaints) == (1, {}, [])
 
 
 async def test_who_needs_much_and_leaves_lets_those_behind_go_on() -> None:

@@ -114,10 +114,15 @@ class Turns:
         async def whole() -> Done:
             return await start()
 
+        def ended(work: asyncio.Task[Done]) -> None:
+            self._end(caller)
+            if not work.cancelled():
+                work.exception()  # else asyncio complains in the log of one that nobody waits for
+
         await self._begin(caller)
         # A task, which is cancelled with the event loop's others where the server ends sooner.
         work = asyncio.create_task(whole())
-        work.add_done_callback(lambda _: self._end(caller))
+        work.add_done_callback(ended)
         return await asyncio.shield(work)
 
     async def _begin(self, caller: str, places: int = 1) -> None:
