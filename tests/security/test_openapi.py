@@ -140,4 +140,7 @@ def test_every_refusal_is_as_it_is_described_thousands_of_times(
 ) -> None:
     told = ask_the_strict(kind, mode, tmp_path, 100)
     assert told.total() > 1000
-    assert told[KINDS[kind]] > 20, told
+    if (kind, mode) == ("late", GenerationMode.NEGATIVE):
+        assert set(told) <= {400, 404, 422}, f"refused before any work, so never late: {told}"
+    else:
+        assert told[KINDS[kind]] > 20, told
