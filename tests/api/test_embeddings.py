@@ -278,6 +278,11 @@ def test_when_nothing_can_be_embedded_the_request_is_refused(asking: Asking) -> 
     assert asking.refusal("/v1/embeddings", {"input": [part(BROKEN)] * 2})["param"] == "input.0.image_url"
 
 
+def test_inputs_are_counted_before_each_is_looked_at(asking: Asking) -> None:
+    error = asking.refusal("/v1/embeddings", {"input": ["a"] * 1025, "input_type": "document"})
+    assert (error["param"], error["message"]) == ("input", "input has 1025 items; the limit is 1024 (--max-inputs)")
+
+
 def test_image_tokens_only_leaves_the_words_around_a_page_out(asking: Asking) -> None:
     (whole,) = asking.embed(part(URLS[0]))["data"]  # type: ignore[misc]
     (alone,) = asking.embed(part(URLS[0]), image_tokens_only=True)["data"]  # type: ignore[misc]

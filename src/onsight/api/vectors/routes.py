@@ -42,6 +42,8 @@ class VectorRoutes:
         """The vectors of queries and pages."""
         self._refuse_early(request)
         wire = await read_json(request, EmbeddingsRequest)
+        if wire.input is not None:
+            self._services.embed.check_count(len(wire.input), "input")
         accept = request.headers.get("accept", "")
         streamed = wire.stream or LINES in accept
         if RAW in accept and (streamed or wire.encoding_format is not None):
