@@ -21,6 +21,7 @@ from onsight.api.json_body import read_json
 from onsight.api.multipart import FileField, Form, FormFile, read_multipart
 from onsight.api.services import Services
 from onsight.api.strict import Strict
+from onsight.api.whole import LongJson
 from onsight.core.embedding import Embedding
 from onsight.core.engine import EmbedEngine
 from onsight.core.errors import InvalidRequest, RequestError
@@ -256,16 +257,17 @@ def _patches(engine: EmbedEngine, pages: Sequence[Dimensions]) -> bytes:
 
 
 def _query_vectors(made: list[Embedding]) -> bytes:
-    return to_json({"embeddings": [one.vectors() for one in made]})
+    return to_json({"embeddings": (one.vectors() for one in made)})
 
 
 def _page_vectors(made: list[Embedding]) -> bytes:
-    pages = [
+    # Made while they are written, page by page, so that other threads may run in between.
+    pages = (
         {"embedding": one.vectors(), "image_patch_start": one.image.start, "image_patch_len": one.image.length}
         for one in made
-    ]
+    )
     return to_json({"embeddings": pages})
 
 
 def _json(body: bytes) -> Response:
-    return Response(body, media_type="application/json")
+    return LongJson(body)
