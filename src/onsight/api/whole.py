@@ -11,7 +11,7 @@ from onsight.api.connection import while_connected
 from onsight.api.services import Services
 from onsight.tasks.chat import Answer, ChatCall, collect
 
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 16
 
 
 class LongJson(Response):
