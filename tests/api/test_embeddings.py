@@ -31,6 +31,7 @@ EXACT = 1e-5
 PAGES = [draw(RED, 90, 60), draw(BLUE, 300, 40), draw(GREEN, 120, 200)]
 URLS = [data_url(png(page)) for page in PAGES]
 BROKEN = data_url(b"no picture")
+PADDED_WITHIN = "A" * ((1 << 18) - 2) + "==AAAA"
 HUGE = data_url(pictures.png((30_000, 30_000, 8, 2), b""))
 
 
@@ -278,6 +279,11 @@ def test_when_nothing_can_be_embedded_the_request_is_refused(asking: Asking) -> 
     assert asking.refusal("/v1/embeddings", {"input": [part(BROKEN)] * 2})["param"] == "input.0.image_url"
 
 
+def test_inputs_are_counted_before_each_is_looked_at(asking: Asking) -> None:
+    error = asking.refusal("/v1/embeddings", {"input": ["a"] * 1025, "input_type": "document"})
+    assert (error["param"], error["message"]) == ("input", "input has 1025 items; the limit is 1024 (--max-inputs)")
+
+
 def test_image_tokens_only_leaves_the_words_around_a_page_out(asking: Asking) -> None:
     (whole,) = asking.embed(part(URLS[0]))["data"]  # type: ignore[misc]
     (alone,) = asking.embed(part(URLS[0]), image_tokens_only=True)["data"]  # type: ignore[misc]
@@ -377,6 +383,15 @@ def test_numbers_are_not_kept_as_they_came_while_they_wait(asking: Asking, monke
     assert kept == []
 
 
+def test_pages_of_many_vectors_may_be_sent_as_base64(asking: Asking) -> None:
+    made = numpy.random.default_rng(0).standard_normal((2, 779, 128)).astype("<f4")
+    query, page = ({"embedding": one.tolist()} for one in made)
+    coded = {"embedding": base64.b64encode(made[1].tobytes()).decode(), "shape": [779, 128]}
+    answer = asking.post("/v1/score", {"queries": query, "documents": [page, coded]}).json()
+    first, second = (one["score"] for one in answer["data"])
+    assert first == second
+
+
 def test_padding_in_sent_vectors_is_masked(asking: Asking) -> None:
     query = {"embedding": [[1.0, 0.0], [0.0, 1.0]]}
     page = [[-1.0, 0.0], [0.0, -1.0]]
@@ -427,6 +442,8 @@ def test_bad_requests_are_refused_by_name(asking: Asking, body: object, said: st
         ("/v1/score", {"text_1": {"image": URLS[0]}, "text_2": {"image": URLS[0]}}, "a query is a text"),
         ("/v1/rerank", {"query": "a", "documents": [{"embedding": "AAAA"}]}, "shape"),
         ("/v1/rerank", {"query": "a", "documents": [{"embedding": "!!", "shape": [1, 128]}]}, "not base64"),
+        ("/v1/rerank", {"query": "a", "documents": [{"embedding": PADDED_WITHIN, "shape": [1, 128]}]}, "not base64"),
+        ("/v1/rerank", {"query": "a", "documents": [{"embedding": "AAAAA", "shape": [1, 128]}]}, "not base64"),
         ("/v1/rerank", {"query": "a", "documents": [{"embedding": "é", "shape": [1, 128]}]}, "not base64"),
         ("/v1/rerank", {"query": "a", "documents": [{"embedding": "AAAA", "shape": [1, 128]}]}, "3 bytes are not"),
         ("/v1/rerank", {"query": "a", "documents": [{"embedding": "AAAA", "shape": [10**3000] * 2}]}, "shape"),

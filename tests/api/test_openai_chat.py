@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
+import threading
 from collections.abc import AsyncGenerator, Callable
 
 import pytest
@@ -13,12 +15,12 @@ from PIL import Image as Picture
 from onsight.api.openai.calls import to_call
 from onsight.api.openai.wire import ChatRequest
 from onsight.api.services import ApiSettings
-from onsight.core.generation import Event, GenerateRequest, Sampling
+from onsight.core.generation import Candidate, Event, Finished, GenerateRequest, Sampling, TextDelta, Usage
 from onsight.core.messages import Draft, ImageOptions, ImageRef, Text
 from onsight.core.pages import Pages
 from onsight.engines.fake_engine import FakeEngine, FakeScript
 from onsight.models.card import Defaults
-from tests.api.conftest import Bench, events, hello, user
+from tests.api.conftest import Bench, events, hello, until, user
 
 
 def png(width: int = 32, height: int = 16) -> str:
@@ -98,6 +100,65 @@ async def test_logprobs_are_told_per_token_plainly_and_streamed(bench: Bench) ->
     assert [token["token"] for token in plain] == ["fake", " ", "engine:"]
     assert plain[0]["bytes"] == list(b"fake")
     assert [set(top) for top in plain[0]["top_logprobs"]] == [{"token", "logprob", "bytes"}] * 2
+
+
+async def test_more_log_probabilities_than_are_held_at_once_are_refused_before_they_are_made(
+    build: Callable[..., Bench],
+) -> None:
+    bench = build(places=64)
+    many = {"n": 64, "max_tokens": 2000, "logprobs": True, "top_logprobs": 20}
+    error = (await bench.chat(**many)).json()["error"]
+    assert error["param"] == "logprobs"
+    assert "n 64 x 2000 tokens x 21 log-probabilities each are 2688000; the limit is 1000000" in error["message"]
+    assert "send `stream: true`, or a smaller n, max_tokens or top_logprobs" in error["message"]
+    assert bench.records == []
+    for fewer in ({"stream": True}, {"n": 23}, {"max_tokens": 700}, {"top_logprobs": 6}, {"logprobs": None}):
+        fields = {**many, **fewer}
+        if not fields["logprobs"]:
+            del fields["top_logprobs"]
+        assert (await bench.chat(**fields)).status_code == 200, fewer
+
+
+async def test_log_probabilities_are_counted_by_the_context_where_that_ends_an_answer_first(
+    build: Callable[..., Bench],
+) -> None:
+    asked = {"max_tokens": 1_000_000, "logprobs": True, "top_logprobs": 20}
+    assert (await build(FakeScript(context_tokens=32 << 10)).chat(**asked)).status_code == 200
+    assert (await build(FakeScript(context_tokens=64 << 10)).chat(**asked)).status_code == 400
+    # An engine whose context is another program's, which does not say.
+    assert (await build(FakeScript(context_tokens=0)).chat(**asked)).json()["error"]["param"] == "logprobs"
+
+
+class Held:
+    """A token whose log-probability can be read once `may` is set; `asked` says that somebody waits for it."""
+
+    top = ()
+
+    def __init__(self) -> None:
+        self.asked, self.may = threading.Event(), threading.Event()
+
+    @property
+    def chosen(self) -> Candidate:
+        self.asked.set()
+        assert self.may.wait(5), "nobody else came to pass"
+        return Candidate("a", b"a", -0.5)
+
+
+async def test_other_requests_are_answered_while_log_probabilities_are_written(build: Callable[..., Bench]) -> None:
+    held = Held()
+
+    class Telling(FakeEngine):
+        async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
+            yield TextDelta("a", (held,))  # type: ignore[arg-type]
+            yield Finished("stop", Usage(1, 1))
+
+    bench = build(engine=Telling())
+    asking = asyncio.create_task(bench.chat(logprobs=True))
+    await until(held.asked.is_set)
+    assert (await bench.get("/v1/models")).status_code == 200
+    held.may.set()
+    (token,) = (await asking).json()["choices"][0]["logprobs"]["content"]
+    assert token == {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}
 
 
 async def test_several_answers_share_one_prompt_in_usage(bench: Bench) -> None:

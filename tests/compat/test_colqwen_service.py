@@ -13,8 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from pydantic import ValidationError
 
 from onsight import __version__
+from onsight.api.compat.colqwen import PatchesRequest, QueriesRequest
 from onsight.engines.torch_engine.families.colqwen import ColQwen
 from tests.embedders import png, served_embedder
 from tests.engines.torch_engine.embedding import BLUE, GREEN, RED, embed, farthest, load
@@ -149,6 +151,19 @@ def test_patches_are_counted_and_a_bad_size_answers_in_its_place(url: str) -> No
     assert results[4]["n_patches_x"] * results[4]["n_patches_y"] <= 768
 
 
+def test_as_many_sizes_as_the_server_takes_inputs_are_counted(url: str) -> None:
+    answer = httpx.post(url + "/patches", json={"dimensions": [{"width": 0, "height": 0}] * 1024})
+    assert (answer.status_code, len(answer.json()["results"])) == (200, 1024)
+
+
+def test_of_bad_entries_the_first_is_found_and_no_other_is_looked_for() -> None:
+    for body in (PatchesRequest, QueriesRequest):
+        (field,) = body.model_fields
+        with pytest.raises(ValidationError) as refused:
+            body.model_validate({field: [None] * 50_000})
+        assert refused.value.error_count() == 1
+
+
 def test_root_and_health_answer(url: str) -> None:
     root = httpx.get(url).json()
     assert {"message", "version"} <= set(root)
@@ -160,12 +175,13 @@ def test_root_and_health_answer(url: str) -> None:
     ("path", "body", "status", "said"),
     [
         ("/embed/queries", {"queries": []}, 400, "queries is empty"),
-        ("/embed/queries", {"queries": ["a"] * 10_000}, 400, "10000"),
+        ("/embed/queries", {"queries": ["a"] * 10_000}, 400, "queries has 10000 items; the limit is 1024"),
         ("/embed/queries", {}, 422, "queries"),
         ("/embed/queries", {"queries": 5}, 422, "queries"),
         ("/embed/queries", {"queries": ["a", 5]}, 422, "queries"),
         ("/embed/queries", {"queries": ["word " * 3000]}, 400, "tokens"),
         ("/patches", {"dimensions": []}, 400, "dimensions is empty"),
+        ("/patches", {"dimensions": [{"width": 0, "height": 0}] * 1025}, 400, "dimensions has 1025 items; the limit"),
         ("/patches", {"dimensions": [{"width": "a", "height": 1}]}, 422, "width"),
         ("/patches", {}, 422, "dimensions"),
         ("/patches", {"dimensions": [{"width": 1_000_001, "height": 1}]}, 422, "width"),

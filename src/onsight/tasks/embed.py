@@ -141,6 +141,15 @@ class Embed:
         """Most pages of an answer that is held as a whole."""
         return self._door.limits.max_images
 
+    def check_count(self, count: int, noun: str) -> None:
+        """Refuse a request of no items, or of more than one may have; routes do, before they look at each."""
+        if not count:
+            raise InvalidRequest(f"{noun} is empty; send at least one", param=noun)
+        if count > self._max_inputs:
+            raise InvalidRequest(
+                f"{noun} has {count} items; the limit is {self._max_inputs} (--max-inputs)", param=noun
+            )
+
     async def stream(self, call: EmbedCall) -> AsyncGenerator[Embedded | Refused, None]:
         """Each input's vectors, or why there are none, in the order of the inputs. Closing it cancels the rest.
 
@@ -281,12 +290,7 @@ class Embed:
 
     def _check(self, inputs: Sequence[Input | KeptRef], noun: str, *, streamed: bool = False) -> None:
         """What no model can answer."""
-        if not inputs:
-            raise InvalidRequest(f"{noun} is empty; send at least one", param=noun)
-        if len(inputs) > self._max_inputs:
-            raise InvalidRequest(
-                f"{noun} has {len(inputs)} items; the limit is {self._max_inputs} (--max-inputs)", param=noun
-            )
+        self.check_count(len(inputs), noun)
         if not streamed:
             self._check_pages(sum(isinstance(one, ImageRef | KeptRef) for one in inputs), noun)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Annotated, TypeVar
 
@@ -20,7 +21,9 @@ from onsight.api.json_body import read_json
 from onsight.api.multipart import FileField, Form, FormFile, read_multipart
 from onsight.api.services import Services
 from onsight.api.strict import Strict
+from onsight.api.whole import LongJson
 from onsight.core.embedding import Embedding
+from onsight.core.engine import EmbedEngine
 from onsight.core.errors import InvalidRequest, RequestError
 from onsight.core.messages import ImageRef, Text
 from onsight.tasks.embed import EmbedCall, Refused
@@ -66,7 +69,7 @@ class Dimensions(Strict):
 class PatchesRequest(Strict):
     """The body of `POST /patches`."""
 
-    dimensions: list[Dimensions]
+    dimensions: Annotated[list[Dimensions], Field(fail_fast=True)]
 
 
 class PatchCount(BaseModel):
@@ -97,6 +100,7 @@ class QueriesRequest(Strict):
 
     queries: Annotated[
         list[str],
+        Field(fail_fast=True),
         BeforeValidator(
             lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=str | list[str]
         ),
@@ -174,24 +178,15 @@ class ColQwenRoutes:
     async def patches(self, request: Request) -> Response:
         """How many image vectors pages of these sizes have; a size that none has is told so in its place."""
         wire = await _read_json(request, PatchesRequest)
-        if not wire.dimensions:
-            raise InvalidRequest("dimensions is empty; send at least one", param="dimensions")
+        self._services.embed.check_count(len(wire.dimensions), "dimensions")
         engine = self._services.roster.find_embedder(None).engine
-        results: list[PatchCount | PatchError] = []
-        for one in wire.dimensions:
-            try:
-                columns, rows = engine.n_patches(one.width, one.height)
-                results.append(PatchCount(**one.model_dump(), n_patches_x=columns, n_patches_y=rows))
-            except InvalidRequest as error:
-                results.append(PatchError(**one.model_dump(), error=error.message))
-        return _json(Patches(results=results).model_dump_json().encode())
+        return _json(await asyncio.to_thread(_patches, engine, wire.dimensions))
 
     async def queries(self, request: Request) -> Response:
         """The vectors of queries."""
         self._refuse_early(request)
         wire = await _read_json(request, QueriesRequest)
-        if not wire.queries:
-            raise InvalidRequest("queries is empty; send at least one", param="queries")
+        self._services.embed.check_count(len(wire.queries), "queries")
         made = await self._embed(request, tuple(Text(query) for query in wire.queries))
         return _json(await asyncio.to_thread(_query_vectors, made))
 
@@ -250,17 +245,29 @@ def _shown(number: int, file: FormFile) -> str:
     return f"files.{number} ({file.name[:_SHOWN_NAME]})" if file.name else f"files.{number}"
 
 
+def _patches(engine: EmbedEngine, pages: Sequence[Dimensions]) -> bytes:
+    results: list[PatchCount | PatchError] = []
+    for one in pages:
+        try:
+            columns, rows = engine.n_patches(one.width, one.height)
+            results.append(PatchCount(**one.model_dump(), n_patches_x=columns, n_patches_y=rows))
+        except InvalidRequest as error:
+            results.append(PatchError(**one.model_dump(), error=error.message))
+    return Patches(results=results).model_dump_json().encode()
+
+
 def _query_vectors(made: list[Embedding]) -> bytes:
-    return to_json({"embeddings": [one.vectors() for one in made]})
+    return to_json({"embeddings": (one.vectors() for one in made)})
 
 
 def _page_vectors(made: list[Embedding]) -> bytes:
-    pages = [
+    # Made while they are written, page by page, so that other threads may run in between.
+    pages = (
         {"embedding": one.vectors(), "image_patch_start": one.image.start, "image_patch_len": one.image.length}
         for one in made
-    ]
+    )
     return to_json({"embeddings": pages})
 
 
 def _json(body: bytes) -> Response:
-    return Response(body, media_type="application/json")
+    return LongJson(body)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from onsight import __version__
 from onsight.core.generation import (
@@ -39,7 +39,7 @@ class ContentLogprob(TopLogprob):
 
 
 class ChoiceLogprobs(BaseModel):
-    content: list[ContentLogprob]
+    content: Iterable[ContentLogprob]
     refusal: None = None
 
 
@@ -105,6 +105,9 @@ class ChatCompletion(BaseModel):
     system_fingerprint: str = FINGERPRINT
 
 
+_COMPLETION = TypeAdapter(ChatCompletion)
+
+
 class FunctionCallDelta(BaseModel):
     name: str | None = None
     arguments: str = ""
@@ -157,7 +160,7 @@ class Heading:
 
 
 def completion(heading: Heading, answers: Sequence[Answer], *, logprobs: bool) -> bytes:
-    """The plain answer as JSON."""
+    """The plain answer as JSON; with log-probabilities not for the event loop."""
     choices = [
         Choice(
             index=index,
@@ -169,7 +172,7 @@ def completion(heading: Heading, answers: Sequence[Answer], *, logprobs: bool) -
     ]
     usage = usage_of([answer.usage for answer in answers])
     body = ChatCompletion(id=heading.id, created=heading.created, model=heading.model, choices=choices, usage=usage)
-    return body.model_dump_json().encode()
+    return _COMPLETION.dump_json(body)
 
 
 def _message(answer: Answer) -> AssistantMessage | CallingMessage:
@@ -258,7 +261,9 @@ def usage_of(usages: Sequence[Usage]) -> CompletionUsage:
 
 
 def _logprobs(tokens: Sequence[TokenLogprob]) -> ChoiceLogprobs:
-    content = [
+    # Made while they are written: a million of them, all there at once, would take a gigabyte, and writing them in one
+    # go would hold up every other thread.
+    content = (
         ContentLogprob(
             token=token.chosen.text,
             logprob=token.chosen.logprob,
@@ -266,8 +271,8 @@ def _logprobs(tokens: Sequence[TokenLogprob]) -> ChoiceLogprobs:
             top_logprobs=[_top(candidate) for candidate in token.top],
         )
         for token in tokens
-    ]
-    return ChoiceLogprobs(content=content, refusal=None)
+    )
+    return ChoiceLogprobs.model_construct(content=content, refusal=None)
 
 
 def _top(candidate: Candidate) -> TopLogprob:

@@ -321,7 +321,9 @@ class ChatRequest(_ChangesNothing, _NotOffered):
     ] = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    logprobs: bool | None = None
+    logprobs: bool | None = Field(
+        None, description="Unless streamed, n x max_tokens x (1 + top_logprobs) of them may be at most 1,000,000."
+    )
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: Annotated[ResponseFormat | None, BeforeValidator(_check_format)] = None
     coordinates: Literal["original"] | None = Field(

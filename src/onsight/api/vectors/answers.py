@@ -6,7 +6,7 @@ import asyncio
 import base64
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -85,7 +85,7 @@ class EmbeddingList(BaseModel):
     """The answer to `POST /v1/embeddings`, in the order of the inputs."""
 
     object: Literal["list"] = "list"
-    data: list[EmbeddingObject | RefusedObject]
+    data: Iterable[EmbeddingObject | RefusedObject]
     model: str
     usage: EmbeddingUsage
 
@@ -150,7 +150,7 @@ class Ranking(BaseModel):
 
     id: str
     model: str
-    results: list[RankedObject] = Field(description="Best first.")
+    results: Iterable[RankedObject] = Field(description="Best first.")
     usage: EmbeddingUsage
 
 
@@ -165,7 +165,7 @@ class Style:
 
 def whole(items: Sequence[Embedded | Refused], style: Style) -> bytes:
     """The whole answer as JSON; not for the event loop."""
-    data = [_object(item, style) for item in items]
+    data = (_object(item, style) for item in items)  # as in `ranking`
     answer = EmbeddingList.model_construct(data=data, model=style.model, usage=_usage(items))
     return answer.model_dump_json().encode()
 
@@ -215,16 +215,17 @@ def scores(model: str, found: Scores) -> ScoreList:
 def ranking(model: str, found: Scores, top_n: int | None, documents: Sequence[str] | None) -> Ranking:
     """The best `top_n`; of equal ones the first. `documents`: what was sent, as JSON, where it is to be sent back."""
     order = sorted(range(len(found.values)), key=lambda index: -found.values[index])[:top_n]
-    results = [
+    # Made while they are written, one by one: in one go a million numbers would hold up every other thread.
+    results = (
         RankedObject(
             index=index,
             relevance_score=found.values[index],
             document=None if documents is None else from_json(documents[index]),
         )
         for index in order
-    ]
+    )
     usage = usage_of(found.tokens, found.image_tokens)
-    return Ranking(id=f"rerank-{uuid.uuid4().hex}", model=model, results=results, usage=usage)
+    return Ranking.model_construct(id=f"rerank-{uuid.uuid4().hex}", model=model, results=results, usage=usage)
 
 
 def usage_of(tokens: int, image_tokens: int) -> EmbeddingUsage:

@@ -19,6 +19,7 @@ from onsight.api.sse import EventStream
 from onsight.api.vectors.answers import Style, lines, ranking, raw, scores, whole
 from onsight.api.vectors.calls import embed_call, rerank_call, score_call
 from onsight.api.vectors.wire import MOST_VALUES, EmbeddingsRequest, RerankRequest, ScoreRequest
+from onsight.api.whole import LongJson
 from onsight.core.errors import InvalidRequest
 from onsight.tasks.embed import EmbedCall, Embedded, Refused, ScoreCall, Scores
 
@@ -42,6 +43,8 @@ class VectorRoutes:
         """The vectors of queries and pages."""
         self._refuse_early(request)
         wire = await read_json(request, EmbeddingsRequest)
+        if wire.input is not None:
+            self._services.embed.check_count(len(wire.input), "input")
         accept = request.headers.get("accept", "")
         streamed = wire.stream or LINES in accept
         if RAW in accept and (streamed or wire.encoding_format is not None):
@@ -58,7 +61,7 @@ class VectorRoutes:
         items = await while_connected(request.receive, self._collect(call))
         if RAW in accept:
             return Response(await asyncio.to_thread(raw, items, style), media_type=RAW)
-        return Response(await asyncio.to_thread(whole, items, style), media_type="application/json")
+        return LongJson(await asyncio.to_thread(whole, items, style))
 
     async def score(self, request: Request) -> Response:
         """How well documents answer one query, or each its own."""
@@ -67,7 +70,7 @@ class VectorRoutes:
         call = await asyncio.to_thread(score_call, wire, request_id(request.scope), caller_name(request.scope))
         model = self._services.roster.find_embedder(wire.model).name
         del wire  # numbers take five times as much in it as in the call, which may wait
-        return _json(scores(model, await self._score(request, call)))
+        return await _json(scores(model, await self._score(request, call)))
 
     async def rerank(self, request: Request) -> Response:
         """Documents by how well they answer a query."""
@@ -77,7 +80,7 @@ class VectorRoutes:
         model, most = self._services.roster.find_embedder(wire.model).name, wire.top_n
         sent = await asyncio.to_thread(_written, wire.documents) if wire.return_documents else None
         del wire  # as above
-        return _json(ranking(model, await self._score(request, call), most, sent))
+        return await _json(ranking(model, await self._score(request, call), most, sent))
 
     def _refuse_early(self, request: Request) -> None:
         """A full or stopping server says so before it reads a body; the place itself is taken by the task."""
@@ -103,5 +106,9 @@ def _written(documents: Sequence[BaseModel]) -> list[str]:
     return [document.model_dump_json(exclude_none=True) for document in documents]
 
 
-def _json(body: BaseModel) -> Response:
-    return Response(body.model_dump_json(exclude_none=True), media_type="application/json")
+async def _json(body: BaseModel) -> Response:
+    return LongJson(await asyncio.to_thread(_dumped, body))
+
+
+def _dumped(body: BaseModel) -> bytes:
+    return body.model_dump_json(exclude_none=True).encode()
