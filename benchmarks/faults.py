@@ -23,7 +23,6 @@ from pathlib import Path
 import httpx
 import psutil
 
-from benchmarks.endless import endless_copy
 from benchmarks.report import ROOT, Aim, Cell, Report, Table, publish
 from benchmarks.screens import data_url
 from tests.media.papers import page, pdf
@@ -160,9 +159,9 @@ def terminated() -> Row:
     return Row("SIGTERM", ended, 0, f"a new one: {told([new])}; exit code {code}", exit_code=code)
 
 
-def terminated_twice(folder: Path) -> Row:
-    """Answers end at the context's end alone, seconds later: all of them are there to be cut."""
-    with served(str(endless_copy(ROOT / "src/onsight/bundled/peek", folder / "endless"))) as server:
+def terminated_twice() -> Row:
+    """Answers end seconds later: all of them are there to be cut."""
+    with served("peek") as server:
         clients = Clients(4)
         for _ in range(4):
             clients.ask(server.url, tokens=1900)
@@ -378,7 +377,7 @@ def faults(folder: Path) -> tuple[Callable[[], Row], ...]:
     """All of them; `folder` is empty, and theirs."""
     return (
         terminated,
-        lambda: terminated_twice(folder),
+        terminated_twice,
         killed_pdf_child,
         lambda: killed_llama_child(folder),
         lambda: killed_vllm_child(folder),
