@@ -82,9 +82,9 @@ class Row:
 
 
 def ask(url: str, text: str = "Say all that you can.", tokens: int = 150, **fields: object) -> Ended:
-    """One streamed chat request, as its client sees it; its answer has just so many tokens."""
+    """One streamed chat request, as its client sees it."""
     body: dict[str, object] = {"messages": [{"role": "user", "content": text}], "max_tokens": tokens}
-    return send(url + CHAT, body | {"stream": True, "response_format": LONG} | fields)
+    return send(url + CHAT, body | {"stream": True} | fields)
 
 
 def send(url: str, body: dict[str, object]) -> Ended:
@@ -148,7 +148,7 @@ def terminated() -> Row:
     with served("peek") as server:
         clients = Clients(4)
         for _ in range(4):
-            clients.ask(server.url, tokens=600)
+            clients.ask(server.url, tokens=600, response_format=LONG)
         until(lambda: running(server) > 0)
         time.sleep(0.3)
         server.process.send_signal(signal.SIGTERM)
@@ -164,7 +164,7 @@ def terminated_twice() -> Row:
     with served("peek") as server:
         clients = Clients(4)
         for _ in range(4):
-            clients.ask(server.url, tokens=1900)
+            clients.ask(server.url, tokens=1900, response_format=LONG)
         until(lambda: running(server) == 4)
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.2)
@@ -214,7 +214,7 @@ def _killed_engine(name: str, serving: AbstractContextManager[Served]) -> Row:
     with serving as server:
         clients = Clients(3)
         for _ in range(2):
-            clients.ask(server.url, tokens=1900)
+            clients.ask(server.url, tokens=1900, response_format=LONG)
         until(lambda: running(server) == 2)
         time.sleep(0.2)
         for child in psutil.Process(server.process.pid).children():
@@ -270,7 +270,7 @@ def stalled(folder: Path) -> Row:
 def out_of_memory() -> Row:
     with served("peek") as server:
         clients = Clients(2)
-        clients.ask(server.url, tokens=400)
+        clients.ask(server.url, tokens=400, response_format=LONG)
         until(lambda: running(server) > 0)
         process = psutil.Process(server.process.pid)
         most = process.memory_info().vms + (64 << 20)
@@ -306,7 +306,7 @@ def cut_upstream() -> Row:
         server = stack.enter_context(served("--upstream", inner.url, "--max-model-len", "2048"))
         clients = Clients(2)
         for _ in range(2):
-            clients.ask(server.url, tokens=600)
+            clients.ask(server.url, tokens=600, response_format=LONG)
         until(lambda: running(inner) > 0)
         time.sleep(0.3)
         inner.process.kill()
@@ -330,7 +330,7 @@ def many_connections() -> Row:
         ExitStack() as stack,
     ):
         clients = Clients(2)
-        clients.ask(server.url, tokens=300)
+        clients.ask(server.url, tokens=300, response_format=LONG)
         until(lambda: running(server) > 0)
         host, port = server.url.removeprefix("http://").split(":")
         silent = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(CONNECTIONS)]
