@@ -103,15 +103,24 @@ async def test_an_answer_that_is_late_in_the_middle_ends_with_an_error_event(bui
     assert (bench.admission.taken, bench.engine.status().running) == (0, 0)
 
 
-async def test_what_came_long_ago_and_is_taken_too_late_is_late() -> None:
-    async def come() -> AsyncGenerator[int, None]:
-        for number in range(3):
-            yield number
+async def come(count: int) -> AsyncGenerator[int, None]:
+    for number in range(count):
+        yield number
 
-    taken = Deadline(0.05).follow(come())
+
+async def test_what_came_long_ago_and_is_taken_too_late_is_late() -> None:
+    taken = Deadline(0.05).follow(come(2))
     assert await anext(taken) == 0
     await asyncio.sleep(0.1)
     with pytest.raises(DeadlineMissed):
+        await anext(taken)
+
+
+async def test_an_answer_that_was_taken_whole_is_not_late_afterwards() -> None:
+    taken = Deadline(0.05).follow(come(1))
+    assert await anext(taken) == 0
+    await asyncio.sleep(0.1)
+    with pytest.raises(StopAsyncIteration):
         await anext(taken)
 
 

@@ -49,7 +49,7 @@ class Deadline:
         """
         async with aclosing(events):
             while (event := await self.within(anext(events, None))) is not None:
-                yield event
-                # While whoever takes them was slow, so many may have come that no wait is cut short any more.
+                # So many may have come while whoever takes them was slow that no wait is cut short any more.
                 if self._at_s is not None and asyncio.get_running_loop().time() > self._at_s:
                     raise self._missed()
+                yield event
