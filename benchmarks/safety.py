@@ -44,7 +44,7 @@ def report(measured: Rounds, plan: Plan, starts: int) -> Report:
     notes = (
         f"{starts} starts of both servers, {plan.rounds} rounds each of {plan.requests} requests by number of clients,"
         f" answers of {plan.tokens} tokens; in each round both servers answer the same requests, one after the other,"
-        " and the first one changes. Two servers started alike differ by up to 2 % for as long as they live.",
+        " and the first one changes. Servers are started anew since two that are started alike are not equally fast.",
         f"guarded: `{' '.join(ON)}`; bare: `{' '.join(OFF)}`. What has no switch (checked pictures, limits, turns) is"
         " in both.",
     )
